@@ -1,0 +1,1 @@
+"""Readers of models: ONNX files, torch modules, exported programs."""

@@ -1,0 +1,1 @@
+"""The built-in passes: a plugin like any other, registered through the ``graphopt`` entry point group."""
