@@ -64,6 +64,8 @@ class PassReport:
     reference: ir.Model | None = None
     """For a lossy pass: the model that its result must equal up to rounding."""
     notes: list[str] = field(default_factory=list)
+    milliseconds: float = 0.0
+    """Time spent; the driver fills it in."""
 
     def decline(self, node: ir.Node, reason: str) -> None:
         """Record why ``node`` was left alone."""

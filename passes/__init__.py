@@ -1,1 +1,32 @@
 """The built-in passes: a plugin like any other, registered through the ``graphopt`` entry point group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from graphopt import hookimpl
+
+if TYPE_CHECKING:
+    from graphopt import Pass
+
+
+@hookimpl
+def register_passes() -> Iterable[type[Pass]]:
+    """Offer every pass of this package."""
+    import importlib
+
+    for module, cls in PASSES.items():
+        yield getattr(importlib.import_module(f".{module}", __name__), cls)
+
+
+@hookimpl
+def register_presets() -> Mapping[str, str]:
+    """Offer the pipelines that most users want."""
+    return PRESETS
+
+
+PASSES: dict[str, str] = {}
+"""Module of this package to the pass class in it, in the order of ``graphopt passes``."""
+
+PRESETS: dict[str, str] = {}

@@ -1,0 +1,153 @@
+"""What a run did: what changed, what was declined and why, what was proved; as text and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .interfaces import Applied, Declined
+from .query import all_nodes
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model is."""
+
+    nodes: int
+    weights_bytes: int
+    operators: dict[str, int]
+
+    @classmethod
+    def of(cls, model: ir.Model) -> Size:
+        """Measure ``model``; weights are not read."""
+        from .model import nbytes
+
+        operators = Counter(f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in all_nodes(model))
+        return cls(sum(operators.values()), nbytes(model), dict(sorted(operators.items())))
+
+
+@dataclass
+class PassEntry:
+    """What one pass of the pipeline did, all rounds together."""
+
+    name: str
+    text: str
+    """The pass as pipeline text, with its options."""
+    milliseconds: float = 0.0
+    applied: list[Applied] = field(default_factory=list)
+    declined: list[Declined] = field(default_factory=list)
+    """Where the pass looked closely and left the graph alone, as of its last round."""
+    notes: list[str] = field(default_factory=list)
+    rolled_back: str | None = None
+    """Why everything that the pass did was taken back."""
+
+
+@dataclass(frozen=True)
+class CheckEntry:
+    """One comparison of the model with what it must equal."""
+
+    after: str
+    """The pass after which it was made."""
+    against: str
+    """``original``, or ``reference of PASS`` for a lossy pass."""
+    ok: bool
+    text: str
+    """The verdict; where it failed, the worst element."""
+
+
+@dataclass(frozen=True)
+class Blame:
+    """A rewrite that changed what the model computes, found by bisection and left out."""
+
+    number: int
+    pass_name: str
+    where: str
+    reason: str
+    checks: int
+    """How many checks the bisection took."""
+    reproducer: str | None = None
+    """Folder with the model before and after, the inputs and the commands."""
+
+
+@dataclass
+class Report:
+    """What a run did."""
+
+    source: str
+    pipeline: str
+    before: Size
+    after: Size
+    passes: list[PassEntry]
+    checks: list[CheckEntry] = field(default_factory=list)
+    blamed: list[Blame] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def verified(self) -> bool:
+        """Whether the result was compared with what it must equal, and was equal."""
+        return bool(self.checks) and self.checks[-1].ok
+
+    @property
+    def pass_milliseconds(self) -> float:
+        """Time spent in passes, without loading, verifying and saving."""
+        return sum(entry.milliseconds for entry in self.passes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        data = dataclasses.asdict(self)
+        return {**data, "verified": self.verified, "pass_milliseconds": self.pass_milliseconds}
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``report.json`` and ``report.md`` into ``folder``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+        (folder / "report.md").write_text(self.markdown(), encoding="utf-8")
+
+    def verdict(self) -> str:
+        """Return one line on what was proved."""
+        if not self.checks:
+            return "not verified"
+        last = self.checks[-1]
+        return f"verified against the {last.against}: {last.text}" if last.ok else f"NOT verified: {last.text}"
+
+    def markdown(self) -> str:
+        """Return the report as a page."""
+        lines = [
+            f"# {self.source}",
+            "",
+            f"Pipeline: `{self.pipeline}`",
+            "",
+            f"{self.verdict()[0].upper()}{self.verdict()[1:]}.",
+            "",
+            "| | before | after |",
+            "| --- | ---: | ---: |",
+            f"| nodes | {self.before.nodes} | {self.after.nodes} |",
+            f"| bytes of weights | {self.before.weights_bytes} | {self.after.weights_bytes} |",
+        ]
+        for op in sorted(self.before.operators | self.after.operators):
+            was, now = self.before.operators.get(op, 0), self.after.operators.get(op, 0)
+            if was != now:
+                lines.append(f"| {op} | {was} | {now} |")
+        lines += ["", "## Passes", "", "| pass | ms | rewrites | declined |", "| --- | ---: | ---: | ---: |"]
+        lines += [
+            f"| {e.text} | {e.milliseconds:.1f} | {len(e.applied)} | {len(e.declined)} |" for e in self.passes
+        ]
+        for blame in self.blamed:
+            lines += ["", f"**Left out:** rewrite {blame.number}, {blame.pass_name} at {blame.where}: {blame.reason}"]
+        lines += ["", *(f"- {remark}" for remark in self.remarks)] if self.remarks else []
+        for entry in self.passes:
+            if entry.applied or entry.declined or entry.rolled_back:
+                lines += ["", f"## {entry.name}", ""]
+                lines += [f"Rolled back: {entry.rolled_back}", ""] if entry.rolled_back else []
+                lines += [f"- {a.number}: {a.where}{f' ({a.detail})' if a.detail else ''}" for a in entry.applied]
+                lines += [f"- not {d.op_type} {d.where}: {d.reason}" for d in entry.declined]
+        return "\n".join(lines) + "\n"

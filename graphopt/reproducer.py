@@ -1,0 +1,40 @@
+"""Save what it takes to see a wrong rewrite again: the model before and after it, the inputs, the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .context import Feeds
+from .model import save
+from .report import PassEntry
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def write(
+    folder: Path, before: ir.Model, after: ir.Model, feeds: Sequence[Feeds], entry: PassEntry, number: int, reason: str
+) -> Path:
+    """Write a reproducer into ``folder``, which is made, and return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save(before, folder / "before.onnx")
+    save(after, folder / "after.onnx")
+    arrays = {f"{name}/{i}" if len(feeds) > 1 else name: a for i, feed in enumerate(feeds) for name, a in feed.items()}
+    np.savez(folder / "inputs.npz", **arrays)
+    place = folder.resolve()
+    check = f"graphopt check '{place / 'before.onnx'}' '{place / 'after.onnx'}' --inputs '{place / 'inputs.npz'}'"
+    (folder / "README.md").write_text(
+        f"# Rewrite {number}, {entry.name}\n\n"
+        f"`{entry.text}` turned `before.onnx` into `after.onnx`, which computes something else:\n{reason}\n\n"
+        f"See the difference (exit code 1 while it is there):\n\n    {check}\n\n"
+        f"Run the pass again:\n\n"
+        f"    graphopt optimize '{place / 'before.onnx'}' -o '{place / 'again.onnx'}' --pipeline '{entry.text}' "
+        f"--inputs '{place / 'inputs.npz'}'\n",
+        encoding="utf-8",
+    )
+    (folder / "check.sh").write_text(f"#!/bin/sh\n{check}\n", encoding="utf-8")
+    return folder
