@@ -8,35 +8,53 @@ from typing import Annotated
 
 import typer
 
+from .. import __version__
 from ..errors import GraphoptError
+from .explain import explain
+from .listing import backends, passes, plugins
+from .optimize import optimize
+
+HELP = "Optimize neural-network graphs: rewrites are proved, speed is measured, refusals are explained."
 
 app = typer.Typer(
     name="graphopt",
-    help="Optimize neural-network graphs: every rewrite proved, every speed-up measured, every refusal explained.",
+    help=HELP,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(optimize)
+app.command()(explain)
+app.command()(passes)
+app.command()(backends)
+app.command()(plugins)
 
 
-@app.callback()
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"graphopt {__version__}")
+        raise typer.Exit
+
+
+@app.callback(help=HELP)
 def root(
-    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
-    """Optimize neural-network graphs: every rewrite proved, every speed-up measured, every refusal explained."""
-    context.obj = {"debug": debug}
+    """Take the options that stand before a command; ``main`` has read ``--debug`` by then."""
 
 
 def main() -> None:
-    """Run the command line; exit 0 done, 1 a check failed, 2 wrong usage or input, 3 something is not available."""
-    debug = "--debug" in sys.argv[1:]
+    """Run the command line and exit: 0 done, 1 a check failed, 2 wrong usage or input, 3 not available."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app()
+        app(args=arguments, prog_name="graphopt")
     except GraphoptError as error:
-        if debug:
+        if len(arguments) < len(sys.argv) - 1:
             raise
         fail(error)
         sys.exit(error.exit_code)
