@@ -50,7 +50,7 @@ _HOMES = {
 }
 """Each public name, and the module it is imported from when it is first used."""
 
-__all__ = sorted([*_HOMES, "query"])  # noqa: PLE0605
+__all__ = sorted([*_HOMES, "query"])
 
 if TYPE_CHECKING:
     from . import query as query

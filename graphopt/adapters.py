@@ -50,7 +50,9 @@ class CallFx(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Refuse: by the time there is an ONNX model, the program was lowered."""
-        raise PassError(f"{self.name}: {self.target} works on the exported program, and the model is lowered already")
+        raise PassError(
+            f"{self.name}: {self.target} works on the exported program, and the model is lowered already"
+        )
 
     def function(self) -> Callable[[Any], Any]:
         """Return the function."""

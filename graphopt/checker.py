@@ -51,7 +51,9 @@ class Checker:
         if any(step.effect is Effect.LOSSY for step in steps) and context.count > self._checked:
             self._check(model, context, self._last)
 
-    def after(self, model: ir.Model, context: Context, steps: Sequence[Pass], reports: Sequence[PassReport]) -> None:
+    def after(
+        self, model: ir.Model, context: Context, steps: Sequence[Pass], reports: Sequence[PassReport]
+    ) -> None:
         """Check what must be checked right after ``steps`` ran."""
         self._last = steps[-1].name
         reference = next((report.reference for report in reports if report.reference is not None), None)

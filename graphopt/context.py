@@ -82,7 +82,13 @@ class Context:
         An edit is left out when the bisect limit is reached, or when verification found it to blame. The numbers
         of one pipeline on one model are the same at every run.
         """
-        name = place(where) if isinstance(where, ir.Node) else where.name or "?" if isinstance(where, ir.Value) else where
+        name = (
+            place(where)
+            if isinstance(where, ir.Node)
+            else where.name or "?"
+            if isinstance(where, ir.Value)
+            else where
+        )
         if self._limit is not None and self.count >= self._limit:
             return False
         if (self.step, name) in self._refused:

@@ -49,7 +49,13 @@ class Execution:
     """One run of a pipeline over a model of its own."""
 
     def __init__(
-        self, model: ir.Model, pipeline: Pipeline, context: Context, plan: Plan, checker: Checker, dump: Path | None = None
+        self,
+        model: ir.Model,
+        pipeline: Pipeline,
+        context: Context,
+        plan: Plan,
+        checker: Checker,
+        dump: Path | None = None,
     ) -> None:
         self.model = model
         self.context = context
@@ -95,7 +101,9 @@ class Execution:
                 self._group(group)
             if self.context.count == before:
                 return
-        self.context.remarks.append(f"{fixpoint} still changed the graph after {MAX_ROUNDS} rounds and was stopped")
+        self.context.remarks.append(
+            f"{fixpoint} still changed the graph after {MAX_ROUNDS} rounds and was stopped"
+        )
 
     def _single(self, place: int, step: Pass) -> None:
         self._group([(place, step)])
@@ -132,7 +140,9 @@ class Execution:
         self.context.step = step.name
         try:
             if len(active) > 1:
-                return run_together([s for _, s in active if isinstance(s, Rewrite)], self.model, self.context)
+                return run_together(
+                    [s for _, s in active if isinstance(s, Rewrite)], self.model, self.context
+                )
             report = step.run(self.model, self.context)
             if step.effect is Effect.LOSSY and report.reference is None and report.applied:
                 raise PassError(
@@ -141,7 +151,9 @@ class Execution:
                 )
         except (UsageError, UnavailableError):
             raise
-        except Exception as error:  # a pass may be a stranger's code: whatever it raises is rolled back and named
+        except (
+            Exception
+        ) as error:  # a pass may be a stranger's code: whatever it raises is rolled back and named
             at = next((p for p, s in active if s.name == self.context.step), place)
             raise PassFailed(at, self.passes[at], error) from error
         return [report]
@@ -193,7 +205,9 @@ def _fix_defaults(model: ir.Model, context: Context) -> list[tuple[ir.Value, ir.
         keep = [value for value in graph.inputs if not value.is_initializer()]
         graph.inputs.clear()
         graph.inputs.extend(keep)
-        context.remarks.append(f"IR version {model.ir_version} became 4: its initializers are no graph inputs any more")
+        context.remarks.append(
+            f"IR version {model.ir_version} became 4: its initializers are no graph inputs any more"
+        )
         model.ir_version = 4
         return []
     defaults = []
@@ -214,6 +228,10 @@ def check_order(passes: Sequence[Pass]) -> tuple[list[Pass], list[Pass]]:
     head = [step for step in passes if step.level is Level.FX]
     rest = [step for step in passes if step.level is Level.ONNX]
     if list(passes) != head + rest:
-        late = next(s for i, s in enumerate(passes) if s.level is Level.FX and any(p.level is Level.ONNX for p in passes[:i]))
+        late = next(
+            s
+            for i, s in enumerate(passes)
+            if s.level is Level.FX and any(p.level is Level.ONNX for p in passes[:i])
+        )
         raise UsageError(f"{late.name} works on the exported program; put it at the head of the pipeline")
     return head, rest

@@ -77,4 +77,9 @@ def is_random(node: ir.Node) -> bool:
     """
     if op_info(node).random:
         return True
-    return node.op_type == "Dropout" and node.domain == "" and len(node.inputs) > 2 and node.inputs[2] is not None
+    return (
+        node.op_type == "Dropout"
+        and node.domain == ""
+        and len(node.inputs) > 2
+        and node.inputs[2] is not None
+    )

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from . import checker, driver, pipeline as pipelines, plugins, reproducer, samples
+from . import checker, driver, plugins, reproducer, samples
+from . import pipeline as pipelines
 from .checker import Checker, Mismatch
 from .context import Context, Feeds, Progress, silent
 from .driver import Execution, PassFailed, Plan
@@ -38,11 +39,18 @@ class Result:
     samples: Sequence[Feeds]
     """The inputs that the result was proved on; empty where it was not."""
 
-    def save(self, path: str | Path, *, external_data: str | None = None, progress: Progress = silent) -> None:
+    def save(
+        self, path: str | Path, *, external_data: str | None = None, progress: Progress = silent
+    ) -> None:
         """Write the model to ``path``, whole or not at all; weights beside it above 2 GB or where asked for."""
         from .model import save
 
-        save(self.model, path, external_data=external_data, progress=lambda done, total: progress("saving", done, total))
+        save(
+            self.model,
+            path,
+            external_data=external_data,
+            progress=lambda done, total: progress("saving", done, total),
+        )
 
 
 def optimize(
@@ -168,7 +176,9 @@ class _Run:
         self.baseline: Baseline | None = None
         if verify:
             progress("running the original", 0, 0)
-            self.baseline = Baseline(original, feeds if feeds is not None else samples.draw(original, seed=seed))
+            self.baseline = Baseline(
+                original, feeds if feeds is not None else samples.draw(original, seed=seed)
+            )
 
     def result(self, name: str) -> Result:
         """Execute until everything that is left is proved."""
@@ -237,7 +247,13 @@ class _Run:
         folder = None
         if self.reproducers is not None and self.baseline is not None:
             folder = reproducer.write(
-                self.reproducers / f"{entry.name}-{number}", before, after, self.baseline.feeds, entry, number, reason
+                self.reproducers / f"{entry.name}-{number}",
+                before,
+                after,
+                self.baseline.feeds,
+                entry,
+                number,
+                reason,
             )
         if self.strict:
             raise VerificationError(

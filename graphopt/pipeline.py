@@ -120,7 +120,9 @@ def load_recipe(path: str | Path) -> Pipeline:
 def from_recipe(data: dict[str, Any], subject: str = "recipe") -> Pipeline:
     """Return the pipeline of a recipe that is already read."""
     if unknown := data.keys() - {PREFIX}:
-        raise PipelineError(f"{subject}: unknown key {min(unknown)!r}; a recipe has one key, 'pipeline', a list")
+        raise PipelineError(
+            f"{subject}: unknown key {min(unknown)!r}; a recipe has one key, 'pipeline', a list"
+        )
     items = data.get(PREFIX)
     if not isinstance(items, list):
         raise PipelineError(f"{subject}: 'pipeline' must be a list of passes, got {items!r}")
@@ -196,7 +198,9 @@ def build(cls: type[Pass], options: dict[str, Any]) -> Pass:
             known = ", ".join(cls.model_fields) or "none"
             raise OptionError(f"{cls.name}: no option is called {option!r}; its options: {known}") from None
         if first["type"] == "missing":
-            raise OptionError(f"{cls.name}: option {option!r} is missing; write {cls.name}{{{option}=…}}") from None
+            raise OptionError(
+                f"{cls.name}: option {option!r} is missing; write {cls.name}{{{option}=…}}"
+            ) from None
         reason = first["msg"][0].lower() + first["msg"][1:]
         raise OptionError(f"{cls.name}: option {option!r}: {reason}, got {first['input']!r}") from None
 

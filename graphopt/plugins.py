@@ -218,7 +218,10 @@ def operators() -> Mapping[tuple[str, str], OpInfo]:
 
 
 def _table(
-    kind: str, hook: str, items: Callable[[Any], Iterable[tuple[str, T]]], taken: Mapping[str, object] | None = None
+    kind: str,
+    hook: str,
+    items: Callable[[Any], Iterable[tuple[str, T]]],
+    taken: Mapping[str, object] | None = None,
 ) -> dict[str, T]:
     table: dict[str, T] = {}
     owners: dict[str, str] = {}

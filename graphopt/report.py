@@ -117,7 +117,9 @@ class Report:
         if not self.checks:
             return "not verified"
         last = self.checks[-1]
-        return f"verified against the {last.against}: {last.text}" if last.ok else f"NOT verified: {last.text}"
+        return (
+            f"verified against the {last.against}: {last.text}" if last.ok else f"NOT verified: {last.text}"
+        )
 
     def markdown(self) -> str:
         """Return the report as a page."""
@@ -142,12 +144,17 @@ class Report:
             f"| {e.text} | {e.milliseconds:.1f} | {len(e.applied)} | {len(e.declined)} |" for e in self.passes
         ]
         for blame in self.blamed:
-            lines += ["", f"**Left out:** rewrite {blame.number}, {blame.pass_name} at {blame.where}: {blame.reason}"]
+            lines += [
+                "",
+                f"**Left out:** rewrite {blame.number}, {blame.pass_name} at {blame.where}: {blame.reason}",
+            ]
         lines += ["", *(f"- {remark}" for remark in self.remarks)] if self.remarks else []
         for entry in self.passes:
             if entry.applied or entry.declined or entry.rolled_back:
                 lines += ["", f"## {entry.name}", ""]
                 lines += [f"Rolled back: {entry.rolled_back}", ""] if entry.rolled_back else []
-                lines += [f"- {a.number}: {a.where}{f' ({a.detail})' if a.detail else ''}" for a in entry.applied]
+                lines += [
+                    f"- {a.number}: {a.where}{f' ({a.detail})' if a.detail else ''}" for a in entry.applied
+                ]
                 lines += [f"- not {d.op_type} {d.where}: {d.reason}" for d in entry.declined]
         return "\n".join(lines) + "\n"

@@ -17,16 +17,28 @@ if TYPE_CHECKING:
 
 
 def write(
-    folder: Path, before: ir.Model, after: ir.Model, feeds: Sequence[Feeds], entry: PassEntry, number: int, reason: str
+    folder: Path,
+    before: ir.Model,
+    after: ir.Model,
+    feeds: Sequence[Feeds],
+    entry: PassEntry,
+    number: int,
+    reason: str,
 ) -> Path:
     """Write a reproducer into ``folder``, which is made, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     save(before, folder / "before.onnx")
     save(after, folder / "after.onnx")
-    arrays = {f"{name}/{i}" if len(feeds) > 1 else name: a for i, feed in enumerate(feeds) for name, a in feed.items()}
+    arrays = {
+        f"{name}/{i}" if len(feeds) > 1 else name: a
+        for i, feed in enumerate(feeds)
+        for name, a in feed.items()
+    }
     np.savez(folder / "inputs.npz", **arrays)
     place = folder.resolve()
-    check = f"graphopt check '{place / 'before.onnx'}' '{place / 'after.onnx'}' --inputs '{place / 'inputs.npz'}'"
+    check = (
+        f"graphopt check '{place / 'before.onnx'}' '{place / 'after.onnx'}' --inputs '{place / 'inputs.npz'}'"
+    )
     (folder / "README.md").write_text(
         f"# Rewrite {number}, {entry.name}\n\n"
         f"`{entry.text}` turned `before.onnx` into `after.onnx`, which computes something else:\n{reason}\n\n"

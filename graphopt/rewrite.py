@@ -46,7 +46,9 @@ class Tape(ir.tape.Tape):
 
         ``dtype`` is needed only for types that numpy does not tell apart (strings, sub-byte integers).
         """
-        return self.initializer(ir.tensor(np.ascontiguousarray(array).reshape(np.shape(array)), dtype=dtype), name=stem)
+        return self.initializer(
+            ir.tensor(np.ascontiguousarray(array).reshape(np.shape(array)), dtype=dtype), name=stem
+        )
 
     def initializer(self, tensor: ir.TensorProtocol, name: str | None = None) -> ir.Value:
         """Record a constant that holds ``tensor``: an initializer, or in a function's body a Constant node."""
@@ -194,7 +196,9 @@ class _Worklist:
                 self.queue.appendleft(node)
 
 
-def _outputs(rewrite: Rewrite, node: ir.Node, new: ir.Value | Sequence[ir.Value | None]) -> list[ir.Value | None]:
+def _outputs(
+    rewrite: Rewrite, node: ir.Node, new: ir.Value | Sequence[ir.Value | None]
+) -> list[ir.Value | None]:
     outputs = [new] if isinstance(new, ir.Value) else list(new)
     outputs += [None] * (len(node.outputs) - len(outputs))
     for old, value in zip(node.outputs, outputs, strict=True):
@@ -276,7 +280,9 @@ def _name(node: ir.Node, outputs: Sequence[ir.Value | None], tape: Tape, names: 
     stem = next((v.name for v in node.outputs if v.name), None) or node.op_type
     for new in tape.nodes:
         is_final = any(value in finals for value in new.outputs)
-        new.name = node.name if is_final and node.name else names.fresh_node(f"{node.name or stem}_{new.op_type}")
+        new.name = (
+            node.name if is_final and node.name else names.fresh_node(f"{node.name or stem}_{new.op_type}")
+        )
         for value in new.outputs:
             if value not in finals:
                 value.name = names.fresh(value.name or f"{stem}_{new.op_type}")

@@ -43,7 +43,9 @@ RTOL = {ir.DataType.FLOAT16: 2e-3, ir.DataType.BFLOAT16: 2e-2}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--accept``."""
-    parser.addoption("--accept", action="store_true", help="rewrite the 'after' blocks of graphopt case files")
+    parser.addoption(
+        "--accept", action="store_true", help="rewrite the 'after' blocks of graphopt case files"
+    )
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> CaseFile | None:
@@ -92,11 +94,16 @@ class Case(pytest.Item):
         section = self.section
         for block, content in (("onnx after", text), ("declined", declined)):
             section = re.sub(
-                rf"(^```{block}\n).*?(^```$)", lambda m, c=content: m[1] + c + m[2], section, flags=re.M | re.S
+                rf"(^```{block}\n).*?(^```$)",
+                lambda m, c=content: m[1] + c + m[2],
+                section,
+                flags=re.M | re.S,
             )
         if "onnx after" not in self.blocks and "declined" not in self.blocks and text != unchanged:
             section = section.rstrip() + f"\n\n```onnx after\n{text}```\n\n"
-        self.path.write_text(self.path.read_text(encoding="utf-8").replace(self.section, section), encoding="utf-8")
+        self.path.write_text(
+            self.path.read_text(encoding="utf-8").replace(self.section, section), encoding="utf-8"
+        )
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Show a diff as it is, without a traceback."""
@@ -109,9 +116,7 @@ class Case(pytest.Item):
         return self.path, None, f"{self.path.stem}: {self.name}"
 
 
-def run(
-    step: Pass, model: ir.Model, limit: int | None = None
-) -> tuple[ir.Model, PassEntry, ir.Model | None]:
+def run(step: Pass, model: ir.Model, limit: int | None = None) -> tuple[ir.Model, PassEntry, ir.Model | None]:
     """Run one pass on a copy of ``model`` as the driver does; return the result, the report and the reference."""
     copy = clone(model)
     context = Context(copy, samples=lambda: draw(model), limit=limit)
@@ -124,7 +129,9 @@ def run(
 class _Keeper(Unchecked):
     reference: ir.Model | None = None
 
-    def after(self, model: ir.Model, context: Context, steps: Sequence[Pass], reports: Sequence[PassReport]) -> None:
+    def after(
+        self, model: ir.Model, context: Context, steps: Sequence[Pass], reports: Sequence[PassReport]
+    ) -> None:
         """Keep the reference of a lossy pass."""
         self.reference = reports[-1].reference
 
@@ -191,7 +198,9 @@ def _same_array(value: ir.Value, want: Any, got: Any) -> None:
     rtol = RTOL.get(value.dtype, 1e-5) if value.dtype is not None else 1e-5
     finite = np.abs(a[np.isfinite(a)].astype(np.float64))
     atol = rtol * float(finite.max(initial=0.0))
-    np.testing.assert_allclose(b.astype(np.float64), a.astype(np.float64), rtol, atol, err_msg=f"output {value.name}")
+    np.testing.assert_allclose(
+        b.astype(np.float64), a.astype(np.float64), rtol, atol, err_msg=f"output {value.name}"
+    )
 
 
 # --- the conformance kit ----------------------------------------------------------------------------------------------
@@ -244,10 +253,14 @@ def _conforms(step: Pass, model: ir.Model) -> None:
     check_result(step, model, after, reference)
     again, _, _ = run(step, model)
     same(f"{step.name} run twice on one model gives two results, which", to_text(after), to_text(again))
-    assert [a.number for a in entry.applied] == list(range(1, len(entry.applied) + 1)), "rewrites are misnumbered"
+    assert [a.number for a in entry.applied] == list(range(1, len(entry.applied) + 1)), (
+        "rewrites are misnumbered"
+    )
     for limit in range(len(entry.applied)):
         limited, some, partial = run(step, model, limit)
-        assert len(some.applied) == limit, f"{step.name}: {len(some.applied)} rewrites at bisect limit {limit}"
+        assert len(some.applied) == limit, (
+            f"{step.name}: {len(some.applied)} rewrites at bisect limit {limit}"
+        )
         if limit == 0:
             same(f"{step.name}: the model at bisect limit 0", text, to_text(limited))
         valid(limited)

@@ -1,0 +1,1 @@
+"""Analyses: what passes may ask about a graph."""

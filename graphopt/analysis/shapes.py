@@ -49,11 +49,15 @@ class Shapes:
         for graph in all_graphs(self._model):
             for value in graph.inputs:
                 if value.shape is not None:
-                    yield from (d.value for d in value.shape if not isinstance(d, int) and d.value is not None)
+                    yield from (
+                        d.value for d in value.shape if not isinstance(d, int) and d.value is not None
+                    )
             for node in graph:
                 for value in node.outputs:
                     if value.shape is not None:
-                        yield from (d.value for d in value.shape if not isinstance(d, int) and d.value is not None)
+                        yield from (
+                            d.value for d in value.shape if not isinstance(d, int) and d.value is not None
+                        )
 
     def _settle(self, value: ir.Value) -> None:
         """Give an initializer its true shape, and unnamed dimensions names of their own."""
@@ -70,7 +74,9 @@ class Shapes:
         """
         graph = node.graph
         version = graph.opset_imports.get(node.domain) if graph is not None else None
-        handler = registry.get(node.domain, node.op_type, version=version or self._main.get_opset_version(node.domain))
+        handler = registry.get(
+            node.domain, node.op_type, version=version or self._main.get_opset_version(node.domain)
+        )
         if handler is None or has_subgraphs(node):
             return known(node)
         context = self._inference.get(graph, self._main) if graph is not None else self._main
