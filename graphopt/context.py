@@ -10,12 +10,10 @@ import onnx_ir as ir
 from .interfaces import Applied, PassReport, place
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from .interfaces import Backend
 
-    Feeds = Mapping[str, np.ndarray[Any, Any]]
-
+Feeds = Mapping[str, Any]
+"""Arrays by input name (a list of arrays for a sequence)."""
 A = TypeVar("A")
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, steps in all; 0 where that is not known)."""
