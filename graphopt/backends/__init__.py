@@ -1,0 +1,1 @@
+"""Backends: what a model is compiled for, and how it is run there."""
