@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import plugins
-from .analysis.shapes import forget_contents
+from .analysis.shapes import Shapes
 from .context import Context
 from .errors import PassError, UnavailableError, UsageError
 from .interfaces import Effect, Level, Pass, PassReport
@@ -78,7 +78,7 @@ class Execution:
         prepare(self.model)
         places = iter(range(len(self.passes)))
         self._steps([(step, places) for step in self.pipeline.steps])
-        forget_contents(self.model)
+        self.context.analysis(Shapes).forget_names()
         for value, default in overridable:
             value.const_value = default
             self.model.graph.initializers.add(value)

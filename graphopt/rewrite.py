@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import itertools
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -41,6 +41,12 @@ class Tape(ir.tape.Tape):
         graph = self.anchor.graph
         return (graph.opset_imports.get("") if graph is not None else None) or 1
 
+    @property
+    def in_function(self) -> bool:
+        """Whether the anchor lies in the body of a function, where ONNX allows no initializers."""
+        graph = self.anchor.graph
+        return graph is not None and bool(graph.meta.get(IN_FUNCTION, False))
+
     def constant(self, array: np.ndarray[Any, Any], stem: str, dtype: ir.DataType | None = None) -> ir.Value:
         """Record a constant named ``stem`` (made unique) and return its value.
 
@@ -52,12 +58,11 @@ class Tape(ir.tape.Tape):
 
     def initializer(self, tensor: ir.TensorProtocol, name: str | None = None) -> ir.Value:
         """Record a constant that holds ``tensor``: an initializer, or in a function's body a Constant node."""
-        graph = self.anchor.graph
-        if graph is None or not graph.meta.get(IN_FUNCTION, False):
+        if not self.in_function:
             return super().initializer(tensor, name)
         value = self.op("Constant", [], {"value": tensor})
         value.name, value.const_value = name or tensor.name, tensor
-        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
         return value
 
     def shapes(self) -> Shapes:
@@ -129,6 +134,7 @@ class _Worklist:
                 else:
                     domain, _, op_type = anchor.rpartition("::")
                     self.index.setdefault((domain, op_type), []).append(i)
+        self.shapes.touched()
         self.names = Names(model)
         nodes = list(all_nodes(model))
         self.queue: deque[ir.Node] = deque(nodes)
@@ -189,7 +195,8 @@ class _Worklist:
         self._enqueue(splice(node, outputs, tape, self.names, rewrite.name))
         return True
 
-    def _enqueue(self, touched: Iterable[ir.Node]) -> None:
+    def _enqueue(self, touched: list[ir.Node]) -> None:
+        self.shapes.touched(touched)
         for node in reversed(list(dict.fromkeys(touched))):
             if node.graph is not None and node not in self.queued:
                 self.queued.add(node)
@@ -204,7 +211,7 @@ def _outputs(
     for old, value in zip(node.outputs, outputs, strict=True):
         if value is None and (old.uses() or old.is_graph_output()):
             raise PassError(
-                f"{rewrite.name}: it gives nothing for {old.name}, an output of {node.op_type} {place(node)} that is read; "
+                f"{rewrite.name}: it gives nothing for {old.name}, an output of {node.op_type} {place(node)}; "
                 f"return one value for each output"
             )
     return outputs
@@ -243,8 +250,10 @@ def splice(
     assert graph is not None
     fresh = set(tape.nodes)
     inputs = [value for value in node.inputs if value is not None]
+    stems = {v: v.name for node in tape.nodes for v in node.outputs if v.name and v not in outputs}
     for value in tape.initializers:
-        value.name = names.fresh(value.name or "constant")
+        stems[value] = value.name or "constant"
+        value.name = names.fresh(stems[value])
         graph.register_initializer(value)
     _name(node, outputs, tape, names)
     graph.insert_before(node, tape.nodes)
@@ -264,10 +273,38 @@ def splice(
         producer = new.producer()
         if producer is not None and producer not in fresh:
             touched.append(producer)
-    swept = sweep(node)
+    swept = sweep(node, names)
+    for value, stem in stems.items():
+        value.name = names.rename(value.name or stem, stem)
     origin.merge(tape.nodes, [*swept[1:], node], pass_name)
     touched += [p for value in inputs if (p := value.producer()) is not None]
     return touched
+
+
+def substitute(
+    node: ir.Node,
+    values: Sequence[ir.Value | None],
+    tape: Tape,
+    names: Names,
+    report: PassReport,
+    detail: str = "",
+) -> bool:
+    """Use ``values`` instead of the outputs of ``node``: one numbered rewrite of a pass that sweeps a whole graph.
+
+    Graph outputs keep their names. Answers ``False`` where that is impossible, which is reported, or where a
+    bisection leaves the rewrite out.
+    """
+    try:
+        outputs = _respect_interface(node, list(values), tape)
+    except Decline as reason:
+        report.decline(node, str(reason))
+        tape.discard()
+        return False
+    if not tape.context.admit(report, node, detail):
+        tape.discard()
+        return False
+    splice(node, outputs, tape, names, tape.context.step)
+    return True
 
 
 IN_FUNCTION = "graphopt.in_function"
@@ -284,7 +321,7 @@ def _name(node: ir.Node, outputs: Sequence[ir.Value | None], tape: Tape, names: 
             node.name if is_final and node.name else names.fresh_node(f"{node.name or stem}_{new.op_type}")
         )
         for value in new.outputs:
-            if value not in finals:
+            if value not in finals and value.name != "":
                 value.name = names.fresh(value.name or f"{stem}_{new.op_type}")
 
 
@@ -295,8 +332,10 @@ def _inherit_type(old: ir.Value, new: ir.Value) -> None:
         new.shape = old.shape.copy()
 
 
-def sweep(node: ir.Node) -> list[ir.Node]:
+def sweep(node: ir.Node, names: Names | None = None) -> list[ir.Node]:
     """Remove ``node``, which nothing reads, and upwards each producer and constant that only it kept alive.
+
+    Their names are given back to ``names``.
 
     Returns:
         The nodes that were removed, ``node`` first.
@@ -310,9 +349,11 @@ def sweep(node: ir.Node) -> list[ir.Node]:
             continue
         inputs = [value for value in dict.fromkeys(_reads(dead)) if value is not None]
         for inner in subgraphs(dead):
-            _release(inner)
+            _release(inner, names)
         graph.remove(dead, safe=True)
         removed.append(dead)
+        if names is not None:
+            names.release(v.name for v in dead.outputs)
         for value in inputs:
             if value.uses() or value.is_graph_output():
                 continue
@@ -322,6 +363,8 @@ def sweep(node: ir.Node) -> list[ir.Node]:
                     stack.append(producer)
             elif value.is_initializer() and not value.is_graph_input() and value.graph is not None:
                 value.graph.initializers.pop(value.name or "")
+                if names is not None:
+                    names.release([value.name])
     return removed
 
 
@@ -333,9 +376,11 @@ def _reads(node: ir.Node) -> Iterable[ir.Value | None]:
             yield from nested.inputs
 
 
-def _release(graph: ir.Graph) -> None:
+def _release(graph: ir.Graph, names: Names | None) -> None:
     """Make the nodes of a dead subgraph read nothing any more, and belong nowhere."""
     for node in list(graph.all_nodes()):
+        if names is not None:
+            names.release(v.name for v in node.outputs)
         for i in range(len(node.inputs)):
             node.replace_input_with(i, None)
         if node.graph is not None:
@@ -346,14 +391,14 @@ class Names:
     """The names that are taken anywhere in a model; a subgraph must not hide a value of the graph around it."""
 
     def __init__(self, model: ir.Model) -> None:
-        self._values: set[str] = set()
-        self._nodes: set[str] = set()
+        self._values: Counter[str] = Counter()
+        self._nodes: Counter[str] = Counter()
         for graph in all_graphs(model):
             self._values.update(v.name for v in graph.inputs if v.name)
-            self._values.update(graph.initializers)
+            self._values.update(list(graph.initializers))
             for node in graph:
                 if node.name:
-                    self._nodes.add(node.name)
+                    self._nodes[node.name] += 1
                 self._values.update(v.name for v in node.outputs if v.name)
 
     def fresh(self, stem: str) -> str:
@@ -364,12 +409,25 @@ class Names:
         """Return a name that no node has, and take it."""
         return _fresh(self._nodes, stem)
 
+    def release(self, names: Iterable[str | None]) -> None:
+        """Give back the names of values that are gone; a name is free when the last of its values is."""
+        for name in names:
+            if name and self._values[name] > 0:
+                self._values[name] -= 1
 
-def _fresh(taken: set[str], stem: str) -> str:
+    def rename(self, name: str, wanted: str) -> str:
+        """Return ``wanted`` where it is free by now, in exchange for ``name``; else ``name``."""
+        if name == wanted or self._values[wanted] > 0:
+            return name
+        self.release([name])
+        return self.fresh(wanted)
+
+
+def _fresh(taken: Counter[str], stem: str) -> str:
     name = stem
-    if name in taken:
-        name = next(n for i in itertools.count(1) if (n := f"{stem}_{i}") not in taken)
-    taken.add(name)
+    if taken[name]:
+        name = next(n for i in itertools.count(1) if not taken[n := f"{stem}_{i}"])
+    taken[name] += 1
     return name
 
 

@@ -26,7 +26,14 @@ def register_presets() -> Mapping[str, str]:
     return PRESETS
 
 
-PASSES: dict[str, str] = {}
+PASSES: dict[str, str] = {
+    "merge_casts": "MergeCasts",
+    "merge_concats": "MergeConcats",
+    "merge_reshapes": "MergeReshapes",
+    "merge_slices": "MergeSlices",
+    "merge_transposes": "MergeTransposes",
+    "fold_constants": "FoldConstants",
+}
 """Module of this package to the pass class in it, in the order of ``graphopt passes``."""
 
 PRESETS: dict[str, str] = {}

@@ -6,11 +6,12 @@ rewrite pays for the nodes that it makes and not for the graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
-from onnx_shape_inference import SYM_DATA_KEY, ShapeInferenceContext, registry
+from onnx_shape_inference import ShapeInferenceContext, registry
 
 from ..query import all_graphs, has_subgraphs
 
@@ -19,8 +20,23 @@ if TYPE_CHECKING:
 
 Dim = int | ir.SymbolicDim
 
+_SIZES = (ir.DataType.INT64, ir.DataType.INT32)
+
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+
 _HANDLER_FAULTS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
 """What an inference function may raise on a node it was not written for; the shape then stays unknown."""
+
+
+class _Inference(ShapeInferenceContext):
+    """Keeps the contents of shape tensors to itself, and writes nothing into the model but types and shapes."""
+
+    def __init__(self, opsets: Mapping[str, int], contents: dict[ir.Value, list[Dim]]) -> None:
+        super().__init__(opsets, policy="refine")
+        self._symbolic_values = contents
+
+    def set_symbolic_value(self, value: ir.Value, data: list[Dim]) -> None:
+        self._symbolic_values[value] = data
 
 
 class Shapes:
@@ -34,8 +50,10 @@ class Shapes:
     def __init__(self, model: ir.Model, context: Context | None = None) -> None:
         registry.collect()
         self._model = model
+        self._asked: set[ir.Value] = set()
+        contents: dict[ir.Value, list[Dim]] = {}
         self._inference = {
-            graph: ShapeInferenceContext(graph.opset_imports or model.opset_imports, policy="refine")
+            graph: _Inference(graph.opset_imports or model.opset_imports, contents)
             for graph in (model.graph, *(f.graph for f in model.functions.values()))
         }
         main = self._inference[model.graph]
@@ -46,18 +64,8 @@ class Shapes:
                 self._settle(value)
 
     def _symbols(self) -> Iterable[str]:
-        for graph in all_graphs(self._model):
-            for value in graph.inputs:
-                if value.shape is not None:
-                    yield from (
-                        d.value for d in value.shape if not isinstance(d, int) and d.value is not None
-                    )
-            for node in graph:
-                for value in node.outputs:
-                    if value.shape is not None:
-                        yield from (
-                            d.value for d in value.shape if not isinstance(d, int) and d.value is not None
-                        )
+        for shape in _shapes(self._model):
+            yield from (d.value for d in shape if not isinstance(d, int) and d.value is not None)
 
     def _settle(self, value: ir.Value) -> None:
         """Give an initializer its true shape, and unnamed dimensions names of their own."""
@@ -68,7 +76,7 @@ class Shapes:
             self._main.name_anonymous_dims(value)
 
     def infer(self, node: ir.Node) -> bool:
-        """Fill in what is missing of the types and shapes of ``node``'s outputs; return whether all are known.
+        """Fill in what is missing of types and shapes of ``node``'s outputs; return whether all are known.
 
         Nodes with subgraphs and calls of functions keep what is declared.
         """
@@ -96,24 +104,74 @@ class Shapes:
         if value is None:
             return None
         found = self._main.get_symbolic_value(value)
+        if found is None and value not in self._asked:
+            self._ask(value)
+            found = self._main.get_symbolic_value(value)
         return list(found) if found is not None else None
+
+    def _ask(self, value: ir.Value) -> None:
+        """Infer what makes ``value``, and before that what makes its inputs; each once until it is touched."""
+        pending = [value]
+        while pending:
+            value = pending[-1]
+            node = value.producer()
+            inputs = [] if node is None else [v for v in node.inputs if v is not None and self._may_hold(v)]
+            fresh = [] if value in self._asked else inputs
+            self._asked.add(value)
+            pending += fresh
+            if not fresh:
+                pending.pop()
+                if node is not None:
+                    self.infer(node)
+
+    def _may_hold(self, value: ir.Value) -> bool:
+        """Return whether ``value`` may be a tensor of sizes whose elements nobody asked for yet."""
+        if value in self._asked or value.producer() is None:
+            return False
+        return value.dtype in (None, *_SIZES) and (value.shape is None or len(value.shape) <= 1)
+
+    def touched(self, nodes: Iterable[ir.Node] | None = None) -> None:
+        """Ask again for the elements of what ``nodes`` make, or of everything."""
+        if nodes is None:
+            self._asked.clear()
+            return
+        for node in nodes:
+            self._asked.difference_update(node.outputs)
 
     def set_contents(self, value: ir.Value, dims: list[Dim]) -> None:
         """Record the elements of a small integer tensor."""
         self._main.set_symbolic_value(value, dims)
 
+    def is_named(self, dim: Dim) -> bool:
+        """Return whether ``dim`` is a number or made of the model's own symbols, and not a name for something unknown."""
+        if isinstance(dim, int):
+            return True
+        return dim.value is not None and not any(
+            self._main.is_generated_symbol(word) for word in _WORD.findall(dim.value)
+        )
+
+    def forget_names(self) -> None:
+        """Take back the names that inference gave to unnamed dimensions."""
+        made = self._main.generated_dim_names
+        if not made:
+            return
+        for graph in all_graphs(self._model):
+            for value in (*graph.inputs, *(v for node in graph for v in node.outputs)):
+                if value.shape is not None and not value.shape.is_static():
+                    value.shape = ir.Shape([None if _names(d, made) else d for d in value.shape])
+
+
+def _names(dim: Dim, made: Collection[str]) -> bool:
+    text = None if isinstance(dim, int) else dim.value
+    return text is not None and (text in made or any(word in made for word in _WORD.findall(text)))
+
+
+def _shapes(model: ir.Model) -> Iterator[ir.Shape]:
+    for graph in all_graphs(model):
+        yield from (value.shape for value in graph.inputs if value.shape is not None)
+        yield from (v.shape for node in graph for v in node.outputs if v.shape is not None)
+
 
 def known(node: ir.Node) -> bool:
     """Return whether type and shape of all outputs in use are known."""
     return all(value.type is not None and value.shape is not None for value in node.outputs)
-
-
-def forget_contents(model: ir.Model) -> None:
-    """Remove the notes that inference leaves in the values' metadata, which would be saved with the model."""
-    for graph in all_graphs(model):
-        for value in graph.inputs:
-            value.metadata_props.pop(SYM_DATA_KEY, None)
-        for node in graph:
-            for value in node.outputs:
-                if value.metadata_props:
-                    value.metadata_props.pop(SYM_DATA_KEY, None)

@@ -1,0 +1,214 @@
+"""Compute at compile time whatever no run can change."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field
+
+from graphopt import Decline, Rewrite, Tape, is_random
+from graphopt.query import attribute, constant_tensor, has_subgraphs, opset, same_dim, scalar
+
+from .branches import inline_branch
+from .kernels import compute
+
+if TYPE_CHECKING:
+    from graphopt.context import Context
+
+INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+QUANTIZATION = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+STATEFUL = ("Loop", "Scan", "SequenceMap", "Optional", "SequenceConstruct", "SequenceEmpty")
+VIEWS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
+"""Operators whose result on a constant is numpy's view of it: nothing is copied before it is saved."""
+
+
+class Growth:
+    """Bytes that constant folding added to one model, less those that it freed."""
+
+    survives_edits = True
+
+    def __init__(self, model: ir.Model, context: Context) -> None:
+        self.bytes = 0
+
+
+class FoldConstants(Rewrite):
+    """Replace what can be computed from constants and known shapes by its value.
+
+    A node whose inputs are all constant becomes a constant. So does a node that computes on shapes, where shape
+    inference knows every element of its result (``Shape``, ``Size``, and what Gather, Concat, Mul … make of
+    them, symbolic dimensions included). The target of a ``Reshape`` becomes a constant where each element is
+    known, or is the input's dimension at its place (0), or is the only other one (``-1``). An ``If`` with a
+    constant condition becomes the nodes of the branch that runs. A ``Constant`` becomes an initializer.
+
+    Never folded: random operators, quantization, and what lies in the body of a function and is shared by its
+    calls only through parameters. A result larger than ``limit_bytes`` is not materialized, unless it is a view
+    of a weight that it replaces; all results together add no more than ``limit_bytes`` to the model.
+
+    Exact: integers and shapes to the bit, floats up to the rounding of another kernel.
+    Source: ONNX operators, as of the opset that the model imports; Shape-15 (``start``, ``end``), If-1, Reshape-14.
+    """
+
+    anchor = "*"
+
+    limit_bytes: int = Field(4 << 20, ge=0, description="bytes of a result, and of the model's growth")
+
+    def replace(self, node: ir.Node, tape: Tape) -> list[ir.Value | None] | None:
+        """Return the constants that stand for the outputs of ``node``."""
+        if node.domain != "" or node.op_type in STATEFUL:
+            return None
+        if node.op_type == "Identity" and node.outputs[0].is_graph_output():
+            return None
+        if node.op_type == "Constant":
+            return _lift(node, tape)
+        if node.op_type == "If":
+            return _known_branch(node, tape)
+        arrays = _constants(node)
+        if arrays is None:
+            return self._from_shapes(node, tape)
+        if is_random(node):
+            raise Decline("it is random")
+        if node.op_type in QUANTIZATION:
+            raise Decline("it carries the quantization of a constant")
+        if has_subgraphs(node) or any(attr.is_ref() for attr in node.attributes.values()):
+            raise Decline("it has a graph, or an attribute that a function's caller gives")
+        if opset(node) < 7 and (attribute(node, "broadcast", 0) or "consumed_inputs" in node.attributes):
+            raise Decline(f"its opset {opset(node)} broadcasts by an attribute")
+        self._affordable(node, tape)
+        outputs = compute(node, [None if tensor is None else tensor.numpy() for tensor in arrays])
+        self._account(node, tape, sum(array.nbytes for array in outputs))
+        return [
+            _initializer(tape, array, value) if value.uses() or value.is_graph_output() else None
+            for array, value in zip(outputs, node.outputs, strict=True)
+        ]
+
+    def _affordable(self, node: ir.Node, tape: Tape) -> None:
+        """Decline before anything is computed where the declared shapes tell that it is too large."""
+        if node.op_type in VIEWS:
+            return
+        tape.shapes().infer(node)
+        expected = sum(_expected_bytes(value, node) for value in node.outputs)
+        if expected > self.limit_bytes:
+            raise Decline(_too_large(expected, self.limit_bytes))
+
+    def _account(self, node: ir.Node, tape: Tape, made: int) -> None:
+        """Add ``made`` bytes to the model's growth, less those of constants that nothing else reads.
+
+        Raises:
+            Decline: the model would grow too much.
+        """
+        inputs = {value for value in node.inputs if value is not None}
+        freed = sum(t.nbytes for v in inputs if len(v.uses()) == 1 and (t := constant_tensor(v)) is not None)
+        growth = tape.context.analysis(Growth)
+        if made > self.limit_bytes and not (node.op_type in VIEWS and made <= freed):
+            raise Decline(_too_large(made, self.limit_bytes))
+        if max(growth.bytes, 0) + made - freed > self.limit_bytes:
+            raise Decline(f"the model would grow by more than limit_bytes, {self.limit_bytes}")
+        growth.bytes += made - freed
+
+    def _from_shapes(self, node: ir.Node, tape: Tape) -> list[ir.Value | None] | None:
+        """Fold a node on shapes, whose result inference knows although its inputs are no constants."""
+        if node.op_type == "Reshape":
+            return _constant_target(node, tape)
+        (value, *others) = node.outputs
+        if others or (value.dtype is not None and value.dtype not in INTEGERS):
+            return None
+        if value.shape is not None and len(value.shape) > 1:
+            return None
+        contents = tape.shapes().contents(value)
+        if contents is None or value.dtype not in INTEGERS or value.shape is None or len(value.shape) > 1:
+            return None
+        if not all(isinstance(element, int) for element in contents):
+            if node.op_type in ("Shape", "Size"):
+                raise Decline(
+                    f"{_unknown(contents)} of {node.inputs[0].name if node.inputs[0] else '?'} is not known"
+                )
+            return None
+        array = np.array(contents, value.dtype.numpy())
+        return [_initializer(tape, array.reshape(()) if len(value.shape) == 0 else array, value)]
+
+
+def _lift(node: ir.Node, tape: Tape) -> list[ir.Value | None] | None:
+    """Make an initializer of a Constant node, outside functions, where ONNX allows initializers."""
+    (value,) = node.outputs
+    if tape.in_function or value.is_graph_output():
+        return None
+    tensor = constant_tensor(value)
+    if tensor is None:
+        raise Decline("it is a sparse tensor, or a parameter of a function")
+    return [tape.initializer(tensor, name=value.name)]
+
+
+def _known_branch(node: ir.Node, tape: Tape) -> list[ir.Value | None]:
+    condition = scalar(node.inputs[0])
+    if condition is None:
+        raise Decline(f"its condition {node.inputs[0].name if node.inputs[0] else '?'} is not a constant")
+    return inline_branch(node, "then_branch" if condition else "else_branch", tape)
+
+
+def _constants(node: ir.Node) -> list[ir.TensorProtocol | None] | None:
+    """Return the tensors that ``node`` reads, ``None`` where one of them is not constant or there are none."""
+    tensors: list[ir.TensorProtocol | None] = []
+    for value in node.inputs:
+        tensor = constant_tensor(value)
+        if tensor is None and value is not None:
+            return None
+        tensors.append(tensor)
+    return tensors if any(tensor is not None for tensor in tensors) else None
+
+
+def _constant_target(node: ir.Node, tape: Tape) -> list[ir.Value | None] | None:
+    """Give a Reshape a constant target: 0 for elements that its input has there too, ``-1`` for one other."""
+    if opset(node) < 5 or len(node.inputs) < 2 or constant_tensor(node.inputs[1]) is not None:
+        return None
+    tape.shapes().infer(node)
+    target = tape.shapes().contents(node.inputs[1])
+    if target is None and node.outputs[0].shape is not None:
+        target = list(node.outputs[0].shape)
+    if target is None:
+        raise Decline(f"the elements of {node.inputs[1].name if node.inputs[1] else '?'} are not known")
+    if 0 in target:
+        raise Decline(f"its target shape has the zero {target.index(0)}, and other elements are not known")
+    x = node.inputs[0]
+    copied = list(x.shape) if x is not None and x.shape is not None else []
+    copied += [-1] * len(target)
+    dims = [
+        element if isinstance(element, int) else 0 if same_dim(element, copied[i]) else -1
+        for i, element in enumerate(target)
+    ]
+    if dims.count(-1) > 1:
+        raise Decline(f"{_unknown(target)} of its target shape are not known")
+    shape = tape.constant(np.array(dims, np.int64), f"{node.outputs[0].name}_shape")
+    attributes = {name: attr for name, attr in node.attributes.items() if name != "allowzero"}
+    return [tape.op("Reshape", [node.inputs[0], shape], attributes)]
+
+
+def _unknown(elements: list[Any]) -> str:
+    return " and ".join(dict.fromkeys(str(e) for e in elements if not isinstance(e, int)))
+
+
+def _initializer(tape: Tape, array: np.ndarray[Any, Any], value: ir.Value) -> ir.Value:
+    dtype = value.dtype if value.dtype is not None and array.dtype.kind == "O" else None
+    tensor: ir.TensorProtocol
+    if array.dtype.kind in "OUS":
+        flat = [e.encode() if isinstance(e, str) else bytes(e) for e in array.reshape(-1).tolist()]
+        tensor = ir.StringTensor(flat, shape=ir.Shape(array.shape))
+    else:
+        tensor = ir.Tensor(array, dtype=dtype)
+    return tape.initializer(tensor, name=value.name)
+
+
+def _expected_bytes(value: ir.Value, node: ir.Node) -> int:
+    if value.shape is None or not value.shape.is_static() or value.dtype is None:
+        return _guess(node)
+    return int(np.prod(value.shape.numpy(), dtype=np.float64) * value.dtype.bitwidth / 8)
+
+
+def _guess(node: ir.Node) -> int:
+    """Return the bytes of the largest input, where the shape of a result is not known beforehand."""
+    return max((t.nbytes for v in node.inputs if (t := constant_tensor(v)) is not None), default=0)
+
+
+def _too_large(nbytes: int, limit: int) -> str:
+    return f"its result has {nbytes} bytes, more than limit_bytes, {limit}"
