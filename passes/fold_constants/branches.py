@@ -12,7 +12,8 @@ def inline_branch(node: ir.Node, name: str, tape: Tape) -> list[ir.Value | None]
     """Record copies of the nodes and initializers of branch ``name``; return its outputs."""
     branch: ir.Graph = attribute(node, name).clone(allow_outer_scope_values=True)
     outputs = list(branch.outputs)
-    moved = {value: tape.initializer(value.const_value, name=value.name) for value in _held(branch)}
+    held = [(value, value.const_value) for value in branch.initializers.values()]
+    moved = {value: tape.initializer(tensor, name=value.name) for value, tensor in held if tensor is not None}
     for value, constant in moved.items():
         value.replace_all_uses_with(constant, replace_graph_outputs=True)
     outputs = [moved.get(value, value) for value in outputs]
@@ -22,7 +23,3 @@ def inline_branch(node: ir.Node, name: str, tape: Tape) -> list[ir.Value | None]
     for inner in nodes:
         tape.adopt(inner)
     return list(outputs)
-
-
-def _held(branch: ir.Graph) -> list[ir.Value]:
-    return [value for value in branch.initializers.values() if value.const_value is not None]

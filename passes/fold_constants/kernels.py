@@ -12,7 +12,8 @@ import onnx_ir as ir
 from graphopt import Decline
 from graphopt.query import attribute, opset
 
-Array = np.ndarray[Any, Any]
+Array = Any
+"""``numpy.ndarray``; its stubs do not know the element types of ml_dtypes."""
 Arrays = Sequence[Array | None]
 Kernel = Callable[[ir.Node, list[Any]], Any]
 
@@ -107,7 +108,7 @@ def _reshape(node: ir.Node, inputs: list[Any]) -> Array:
     dims = _ints(node, inputs, 1, "shape", 5) or []
     if not attribute(node, "allowzero", 0):
         dims = [x.shape[i] if d == 0 else d for i, d in enumerate(dims)]
-    return x.reshape(dims)  # type: ignore[no-any-return]
+    return x.reshape(dims)
 
 
 def _flatten(node: ir.Node, inputs: list[Any]) -> Array:
@@ -115,7 +116,7 @@ def _flatten(node: ir.Node, inputs: list[Any]) -> Array:
     axis = attribute(node, "axis", 1)
     axis = axis + x.ndim if axis < 0 else axis
     rows = math.prod(x.shape[:axis])
-    return x.reshape(rows, math.prod(x.shape[axis:]))  # type: ignore[no-any-return]
+    return x.reshape(rows, math.prod(x.shape[axis:]))
 
 
 def _squeeze(node: ir.Node, inputs: list[Any]) -> Array:
@@ -143,7 +144,7 @@ def _slice(node: ir.Node, inputs: list[Any]) -> Array:
     index: list[slice] = [slice(None)] * x.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         index[axis] = _python_slice(start, end, step, x.shape[axis])
-    return x[tuple(index)]  # type: ignore[no-any-return]
+    return x[tuple(index)]
 
 
 def _python_slice(start: int, end: int, step: int, size: int) -> slice:
@@ -203,18 +204,18 @@ def _shape(node: ir.Node, inputs: list[Any]) -> Array:
 def _divide(node: ir.Node, inputs: list[Any]) -> Array:
     a, b = inputs
     if a.dtype.kind not in "iu":
-        return a / b  # type: ignore[no-any-return]
+        return a / b
     if np.any(b == 0):
         raise Decline("it divides an integer by zero")
     quotient = np.floor_divide(a, b)
-    return (quotient + ((quotient < 0) & (quotient * b != a))).astype(a.dtype)  # type: ignore[no-any-return]
+    return (quotient + ((quotient < 0) & (quotient * b != a))).astype(a.dtype)
 
 
 def _power(node: ir.Node, inputs: list[Any]) -> Array:
     x, y = inputs
     if x.dtype.kind in "iu" and np.any(y < 0):
         raise Decline("it raises integers to negative powers")
-    return np.power(x, y).astype(x.dtype)  # type: ignore[no-any-return]
+    return np.power(x, y).astype(x.dtype)
 
 
 def _mod(node: ir.Node, inputs: list[Any]) -> Array:
@@ -282,7 +283,7 @@ def _scatter_nd(node: ir.Node, inputs: list[Any]) -> Array:
         return _reference(node, inputs)[0]
     result = x.copy()
     result[tuple(np.moveaxis(indices, -1, 0))] = updates
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 KERNELS: dict[str, Kernel] = {
