@@ -13,10 +13,12 @@ _HOMES = {
     "Effect": "interfaces",
     "Executable": "interfaces",
     "Frontend": "frontends",
+    "FxPass": "interfaces",
     "GraphoptError": "errors",
     "InputError": "errors",
     "Level": "interfaces",
     "ModelError": "errors",
+    "Names": "rewrite",
     "NodeTime": "interfaces",
     "OnnxRuntime": "backends.onnxruntime",
     "OpInfo": "ops",
@@ -44,6 +46,7 @@ _HOMES = {
     "op_info": "ops",
     "optimize": "optimizer",
     "save": "model",
+    "substitute": "rewrite",
     "sweep": "rewrite",
     "to_networkx": "graphs",
     "trace": "frontends.torch",
@@ -74,6 +77,7 @@ if TYPE_CHECKING:
     from .interfaces import Backend as Backend
     from .interfaces import Effect as Effect
     from .interfaces import Executable as Executable
+    from .interfaces import FxPass as FxPass
     from .interfaces import Level as Level
     from .interfaces import NodeTime as NodeTime
     from .interfaces import Pass as Pass
@@ -89,8 +93,10 @@ if TYPE_CHECKING:
     from .query import Decline as Decline
     from .query import all_graphs as all_graphs
     from .query import all_nodes as all_nodes
+    from .rewrite import Names as Names
     from .rewrite import Rewrite as Rewrite
     from .rewrite import Tape as Tape
+    from .rewrite import substitute as substitute
     from .rewrite import sweep as sweep
     from .verify import compare as compare
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PrivateAttr
 
 from .errors import PassError, PipelineError
-from .interfaces import Level, Pass, PassReport
+from .interfaces import FxPass, Pass, PassReport
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    import torch
 
     from .context import Context
 
@@ -39,24 +39,20 @@ class Call(Pass):
         return report
 
 
-class CallFx(Pass):
-    """Run a ``torch.fx.GraphModule -> GraphModule`` function on the exported program, before it is lowered."""
+class CallFx(FxPass):
+    """Run a ``torch.fx.GraphModule -> GraphModule`` function on the exported program, before it is lowered.
 
-    level: ClassVar[Level] = Level.FX
+    A function that changes the module in place may return nothing, and a pass of ``torch.fx`` its ``PassResult``.
+    """
 
     target: str = Field(description="where the function is found, as package.module:name")
 
     _object: Any = PrivateAttr(default=None)
 
-    def run(self, model: ir.Model, context: Context) -> PassReport:
-        """Refuse: by the time there is an ONNX model, the program was lowered."""
-        raise PassError(
-            f"{self.name}: {self.target} works on the exported program, and the model is lowered already"
-        )
-
-    def function(self) -> Callable[[Any], Any]:
-        """Return the function."""
-        return cast("Callable[[Any], Any]", self._object if self._object is not None else find(self.target))
+    def transform(self, module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+        """Call the function."""
+        returned = (self._object if self._object is not None else find(self.target))(module)
+        return module if returned is None else getattr(returned, "graph_module", returned)
 
 
 def find(target: str) -> Any:

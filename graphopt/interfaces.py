@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from .errors import PassError
+
 if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
+    import torch
 
     from .context import Context
 
@@ -107,6 +110,23 @@ class Pass(BaseModel, abc.ABC):
         Ask ``context.admit(report, node)`` before each edit that stands on its own: it numbers the edit, and
         answers ``False`` where a bisection or a verdict of verification leaves it out.
         """
+
+
+class FxPass(Pass, abc.ABC):
+    """A pass on the exported program, before it is lowered: a ``GraphModule`` comes in, a ``GraphModule`` goes out."""
+
+    level: ClassVar[Level] = Level.FX
+
+    @abc.abstractmethod
+    def transform(self, module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+        """Return ``module``, changed in place, or another one with the same inputs and outputs.
+
+        It can be called, has its weights as parameters, and is a copy: the original stays as it is.
+        """
+
+    def run(self, model: ir.Model, context: Context) -> PassReport:
+        """Refuse: by the time there is an ONNX model, the program was lowered."""
+        raise PassError(f"{self.name}: it works on the exported program, and the model is lowered already")
 
 
 # --- backends ---------------------------------------------------------------------------------------------------------
