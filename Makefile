@@ -33,7 +33,7 @@ test-all: $(VENV)/.stamp-graphopt  ## the tests that take longer, too
 	$(BIN)/python -m pytest
 
 docs: $(VENV)/.stamp-graphopt  ## write the pages of passes anew from docstrings, options and case files
-	$(BIN)/python -m graphopt.docs docs/passes
+	$(BIN)/python -m graphopt.docs docs/passes tests/passes
 
 lint: $(VENV)/.stamp-graphopt  ## style and types only
 	$(BIN)/ruff check .

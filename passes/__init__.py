@@ -27,13 +27,30 @@ def register_presets() -> Mapping[str, str]:
 
 
 PASSES: dict[str, str] = {
+    "inline_functions": "InlineFunctions",
+    "fold_constants": "FoldConstants",
+    "eliminate_no_ops": "EliminateNoOps",
     "merge_casts": "MergeCasts",
     "merge_concats": "MergeConcats",
     "merge_reshapes": "MergeReshapes",
     "merge_slices": "MergeSlices",
     "merge_transposes": "MergeTransposes",
-    "fold_constants": "FoldConstants",
+    "fold_weights.fold_batchnorm": "FoldBatchnorm",
+    "fold_weights.fold_affine": "FoldAffine",
+    "fold_pad": "FoldPad",
+    "eliminate_common": "EliminateCommon",
+    "deduplicate_constants": "DeduplicateConstants",
+    "eliminate_dead": "EliminateDead",
+    "infer_shapes": "InferShapes",
 }
 """Module of this package to the pass class in it, in the order of ``graphopt passes``."""
 
-PRESETS: dict[str, str] = {}
+MERGE = "merge-casts,merge-concats,merge-reshapes,merge-slices,merge-transposes"
+CLEAN = f"fold-constants,eliminate-no-ops,{MERGE}"
+FOLD = "fold-batchnorm,fold-affine,fold-pad"
+SHARE = "eliminate-common,deduplicate-constants"
+
+PRESETS: dict[str, str] = {
+    "simplify": f"inline-functions,fixpoint({CLEAN},{SHARE},eliminate-dead),infer-shapes",
+    "speed": f"inline-functions,fixpoint({CLEAN},{FOLD},{SHARE},eliminate-dead),infer-shapes",
+}
