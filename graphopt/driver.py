@@ -95,10 +95,13 @@ class Execution:
 
     def _fixpoint(self, fixpoint: Fixpoint, places: Sequence[int]) -> None:
         groups = list(_groups([(place, self.passes[place]) for place in places]))
+        settled = [-1] * len(groups)
         for _ in range(MAX_ROUNDS):
             before = self.context.count
-            for group in groups:
-                self._group(group)
+            for i, group in enumerate(groups):
+                if settled[i] != self.context.count:
+                    self._group(group)
+                    settled[i] = self.context.count
             if self.context.count == before:
                 return
         self.context.remarks.append(
@@ -111,7 +114,7 @@ class Execution:
     def _group(self, group: Sequence[tuple[int, Pass]]) -> None:
         """Run one pass, or several rewrites from one worklist."""
         active = [(place, step) for place, step in group if place not in self.plan.skipped]
-        for place, step in group:
+        for place, _ in group:
             self.entries[place].rolled_back = self.plan.skipped.get(place)
         if not active:
             return
@@ -165,7 +168,7 @@ class Execution:
         self._dumped += 1
         self.dump.mkdir(parents=True, exist_ok=True)
         name = f"{self._dumped:03d}-{'+'.join(step.name for step in steps)}"[:120]
-        (self.dump / f"{name}.onnxtxt").write_text(to_text(self.model), encoding="utf-8")
+        (self.dump / f"{name}.onnxtxt").write_text(to_text(self.model, largest=16), encoding="utf-8")
 
 
 def _groups(passes: Iterable[tuple[int, Pass]]) -> Iterator[list[tuple[int, Pass]]]:
