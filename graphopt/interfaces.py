@@ -195,6 +195,14 @@ class Backend(abc.ABC):
     def profile(self, model: ir.Model, inputs: Mapping[str, np.ndarray], runs: int = 10) -> list[NodeTime]:
         """Return the time spent in each node, in the order of execution."""
 
+    def supports(self, domain: str, op_type: str, dtype: ir.DataType | None = None) -> bool:
+        """Return whether the target has a kernel of its own for an operator (on tensors of ``dtype``).
+
+        What a pass asks before it makes an operator that ONNX does not define, or one of another type. A target
+        that does not say runs what ONNX defines.
+        """
+        return domain == ""
+
     def describe(self) -> Iterable[tuple[str, str]]:
         """Yield facts about the target (version, device, threads) for reports: (fact, value)."""
         return ()

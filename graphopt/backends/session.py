@@ -15,15 +15,15 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import onnx_ir as ir
 
 from ..errors import InputError, ModelError, UnavailableError
-from ..model import clone
+from ..model import MappedTensor, clone
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -175,25 +175,19 @@ def _hand_over(
     if copy.ir_version >= 4:
         _lift_constants(copy)
     root = Path(folder).resolve().anchor
-    located: list[tuple[ir.Value, Path]] = []
     loose: list[ir.Value] = []
-    for graph in (copy.graph, *copy.graph.subgraphs()):
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if tensor is None or tensor.nbytes <= INLINE_BYTES or tensor.dtype == ir.DataType.STRING:
-                continue
-            path = Path(tensor.path).resolve() if isinstance(tensor, ir.ExternalTensor) else None
-            if path is not None and path.anchor == root:
-                located.append((value, path))
-            else:
-                loose.append(value)
+    for value in _weights(copy):
+        place = _place(value.const_value)
+        if place is not None and place[0].anchor == root:
+            _refer(value, place[0].relative_to(root), place[1])
+        else:
+            loose.append(value)
     kept: list[object] = []
     if sum(value.const_value.nbytes for value in loose if value.const_value is not None) > INLINE_TOTAL_BYTES:
-        if share:
-            kept = _share(copy, loose, options)
-        located += _spill(loose, folder / "weights")
-    for value, path in located:
-        _refer(value, path.relative_to(root))
+        kept = _share(copy, loose, options) if share else []
+        file = Path(folder).resolve() / "weights"
+        for value, offset in zip(loose, _spill(loose, file), strict=True):
+            _refer(value, file.relative_to(root), offset)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", root)
     proto = ir.to_proto(copy)
     if (size := proto.ByteSize()) >= 2**31:
@@ -219,7 +213,7 @@ def _lift_constants(model: ir.Model) -> None:
             value = ir.Value(
                 name=output.name,
                 type=ir.TensorType(tensor.dtype),
-                shape=_shape(tensor),
+                shape=ir.Shape(tensor.shape.numpy()),
                 const_value=tensor,
             )
             output.replace_all_uses_with(value)
@@ -227,43 +221,49 @@ def _lift_constants(model: ir.Model) -> None:
             graph.register_initializer(value)
 
 
-def _shape(tensor: ir.TensorProtocol) -> ir.Shape:
-    return ir.Shape(tensor.shape.numpy())
+def _weights(model: ir.Model) -> Iterator[ir.Value]:
+    """Yield the initializers, those of subgraphs too, that need not stand in the graph itself."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tensor.nbytes > INLINE_BYTES and tensor.dtype != ir.DataType.STRING:
+                yield value
 
 
-def _refer(value: ir.Value, path: Path) -> None:
+def _place(tensor: ir.TensorProtocol | None) -> tuple[Path, int] | None:
+    """Return the file that ``tensor`` lies in and its offset there; ``None`` where it lies in memory alone."""
+    if isinstance(tensor, MappedTensor):
+        span = tensor.raw
+        return (span.path.resolve(), span.offset) if span.file.in_place() else None
+    if isinstance(tensor, ir.ExternalTensor):
+        return Path(tensor.path).resolve(), tensor.offset or 0
+    return None
+
+
+def _refer(value: ir.Value, path: Path, offset: int) -> None:
+    """Put a reference to a file in place of the tensor."""
     tensor = value.const_value
-    assert isinstance(tensor, ir.ExternalTensor) and value.name is not None
+    assert tensor is not None and value.name is not None
+    shape = ir.Shape(tensor.shape.numpy())
     value.const_value = ir.ExternalTensor(
-        path, tensor.offset, tensor.length, tensor.dtype, shape=_shape(tensor), name=value.name
+        path, offset, tensor.nbytes, tensor.dtype, shape=shape, name=value.name
     )
 
 
-def _spill(values: Sequence[ir.Value], file: Path) -> list[tuple[ir.Value, Path]]:
-    """Write weights to ``file``, one at a time, and make ``values`` refer to it."""
-    path = file.resolve()
+def _spill(values: Iterable[ir.Value], path: Path) -> list[int]:
+    """Write weights to a file, one at a time; return their offsets."""
+    offsets = []
     try:
-        with path.open("wb") as out:
+        with path.open("wb") as file:
             for value in values:
-                tensor = value.const_value
-                assert tensor is not None and value.name is not None
-                out.seek(-out.tell() % PAGE_BYTES, os.SEEK_CUR)
-                offset = out.tell()
-                out.write(np.ascontiguousarray(tensor.numpy()).data if _plain(tensor) else tensor.tobytes())
-                value.const_value = ir.ExternalTensor(
-                    path.name,
-                    offset,
-                    tensor.nbytes,
-                    tensor.dtype,
-                    shape=_shape(tensor),
-                    name=value.name,
-                    base_dir=path.parent,
-                )
+                file.seek(-file.tell() % PAGE_BYTES, os.SEEK_CUR)
+                offsets.append(file.tell())
+                cast("ir.Tensor[Any]", value.const_value).tofile(file)
     except OSError as error:
         raise UnavailableError(
             f"{path.parent}: weights cannot be written there: {error.strerror}; set TMPDIR to a folder with room"
         ) from error
-    return [(value, path) for value in values]
+    return offsets
 
 
 def _plain(tensor: ir.TensorProtocol) -> bool:
