@@ -1,0 +1,367 @@
+"""Check a serialized model, and put what ``onnx_ir`` drops or refuses into a form that it keeps.
+
+What is put into another form, and means the same:
+
+- sparse initializers and sparse constants become dense ones;
+- an attribute without a type (IR version 1) gets the type of the field that is filled;
+- a model without operator sets (IR version 1 and 2) imports version 1; the domain ``ai.onnx`` is written ``""``;
+- a negative dimension of a declared shape, which some exporters write for an unknown one, becomes unknown;
+- the types of maps and opaque values, which ``onnx_ir`` does not know, are put aside, and back when saving.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import AttributeProto, TensorProto
+
+from ..errors import ModelError
+from .protobuf import ELSEWHERE
+
+LARGEST_DENSE_BYTES = 1 << 30
+"""A sparse tensor that takes more than this when it is made dense is refused."""
+
+HIDDEN_TYPE = "graphopt.type:"
+"""Denotation, with the serialized type in hexadecimal, of a type that ``onnx_ir`` does not know."""
+
+Locate = Callable[[str, int, int], None]
+"""Called with an external tensor's location, offset and number of bytes; raises ``ValueError`` with what is wrong."""
+
+_TYPED = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+_FIELD: dict[int, str] = {
+    TensorProto.FLOAT: "float_data",
+    TensorProto.COMPLEX64: "float_data",
+    TensorProto.DOUBLE: "double_data",
+    TensorProto.COMPLEX128: "double_data",
+    TensorProto.INT64: "int64_data",
+    TensorProto.UINT32: "uint64_data",
+    TensorProto.UINT64: "uint64_data",
+    TensorProto.STRING: "string_data",
+}
+_MAX_RANK = 32
+_VALUE_FIELDS = (
+    ("f", AttributeProto.FLOAT),
+    ("i", AttributeProto.INT),
+    ("s", AttributeProto.STRING),
+    ("t", AttributeProto.TENSOR),
+    ("g", AttributeProto.GRAPH),
+    ("sparse_tensor", AttributeProto.SPARSE_TENSOR),
+    ("tp", AttributeProto.TYPE_PROTO),
+)
+_LIST_FIELDS = (
+    ("ints", AttributeProto.INTS),
+    ("floats", AttributeProto.FLOATS),
+    ("strings", AttributeProto.STRINGS),
+    ("tensors", AttributeProto.TENSORS),
+    ("graphs", AttributeProto.GRAPHS),
+)
+
+
+def prepare(proto: onnx.ModelProto, name: str, locate: Locate) -> bool:
+    """Check ``proto`` and normalize it in place; return whether it has types that were hidden.
+
+    Raises:
+        ModelError: it is malformed; the message says where and how.
+    """
+    intake = _Intake(name, locate)
+    intake.model(proto)
+    return intake.hidden
+
+
+class _Intake:
+    def __init__(self, name: str, locate: Locate) -> None:
+        self.name = name
+        self.locate = locate
+        self.hidden = False
+        self.scopes: list[set[str]] = []
+
+    def fail(self, what: str) -> NoReturn:
+        raise ModelError(f"{self.name}: {what}")
+
+    def model(self, proto: onnx.ModelProto) -> None:
+        if not proto.HasField("ir_version") or not proto.HasField("graph"):
+            missing = "IR version" if proto.HasField("graph") else "graph"
+            self.fail(f"it has no {missing}; it is damaged, or no ONNX model")
+        if not 1 <= proto.ir_version <= onnx.IR_VERSION:
+            self.fail(
+                f"IR version {proto.ir_version} is not known to onnx {onnx.__version__}, which reads 1 to "
+                f"{onnx.IR_VERSION}; upgrade onnx, or export for an older version"
+            )
+        if not proto.opset_import and proto.ir_version < 3:
+            proto.opset_import.add(domain="", version=1)
+        self.opsets(proto.opset_import, "it")
+        self.graph(proto.graph)
+        seen = set()
+        for function in proto.functions:
+            identity = (function.domain, function.name, function.overload)
+            if identity in seen:
+                self.fail(f"function {function.domain}::{function.name} is defined twice; remove one of them")
+            seen.add(identity)
+            self.function(function)
+
+    def opsets(self, imports: Iterable[onnx.OperatorSetIdProto], owner: str) -> None:
+        versions: dict[str, int] = {}
+        for opset in imports:
+            if opset.domain == "ai.onnx":
+                opset.domain = ""
+            if versions.setdefault(opset.domain, opset.version) != opset.version:
+                self.fail(f"{owner} imports two versions of the operator set {opset.domain!r}; keep one")
+
+    def function(self, function: onnx.FunctionProto) -> None:
+        label = f"function {function.domain}::{function.name}"
+        self.opsets(function.opset_import, label)
+        scope = set(function.input)
+        self.unique(function.input, f"an input of {label}")
+        self.nodes(function.node, scope, label)
+        for attribute in function.attribute_proto:
+            self.attribute(attribute, label)
+        for output in function.output:
+            if output not in scope:
+                self.fail(f"output {output!r} of {label} is made by no node; the model is damaged")
+        for value in function.value_info:
+            self.value(value)
+
+    def graph(self, graph: onnx.GraphProto) -> None:
+        label = f"graph {graph.name!r}" if graph.name else "the graph"
+        inputs = [value.name for value in graph.input]
+        self.unique(inputs, f"an input of {label}")
+        for sparse in graph.sparse_initializer:
+            graph.initializer.append(self.dense(sparse, f"sparse initializer {sparse.values.name!r}"))
+        del graph.sparse_initializer[:]
+        initializers = [tensor.name for tensor in graph.initializer]
+        self.unique(initializers, f"an initializer of {label}")
+        for tensor in graph.initializer:
+            self.tensor(tensor, f"initializer {tensor.name!r}")
+        for values in (graph.input, graph.output, graph.value_info):
+            for value in values:
+                self.value(value)
+        scope = {*inputs, *initializers}
+        self.nodes(graph.node, scope, label)
+        for value in graph.output:
+            if value.name not in scope:
+                self.fail(f"output {value.name!r} of {label} is made by no node; the model is damaged")
+
+    def unique(self, names: Iterable[str], what: str) -> None:
+        seen = set()
+        for name in names:
+            if not name:
+                self.fail(f"{what} has no name; name it")
+            if name in seen:
+                self.fail(f"{what} is named {name!r}, and so is another one; names must be unique")
+            seen.add(name)
+
+    def nodes(self, nodes: Iterable[onnx.NodeProto], scope: set[str], label: str) -> None:
+        """Check nodes and add what they make to ``scope``; the order is not looked at."""
+        for node in nodes:
+            for name in node.output:
+                if name in scope:
+                    self.fail(f"{name!r}, an output of {_place(node)}, is defined twice; rename one of them")
+                if name:
+                    scope.add(name)
+        self.scopes.append(scope)
+        for node in nodes:
+            if not node.op_type:
+                self.fail(f"a node of {label} has no operator, near {_place(node)}; the model is damaged")
+            for name in node.input:
+                if name and name not in scope and not any(name in outer for outer in self.scopes):
+                    self.fail(
+                        f"{name!r}, which {_place(node)} reads, is made by no node and is no input or initializer; "
+                        f"the model is damaged"
+                    )
+            for attribute in node.attribute:
+                if attribute.type not in _PLAIN:
+                    self.attribute(attribute, _place(node))
+        self.scopes.pop()
+
+    def attribute(self, attribute: AttributeProto, owner: str) -> None:
+        if attribute.ref_attr_name:
+            return
+        if not attribute.type:
+            attribute.type = self.kind(attribute, owner)
+        label = f"attribute {attribute.name!r} of {owner}"
+        if attribute.type == AttributeProto.TENSOR:
+            self.tensor(attribute.t, label)
+        elif attribute.type == AttributeProto.GRAPH:
+            self.graph(attribute.g)
+        elif attribute.type == AttributeProto.TENSORS:
+            for tensor in attribute.tensors:
+                self.tensor(tensor, label)
+        elif attribute.type == AttributeProto.GRAPHS:
+            for graph in attribute.graphs:
+                self.graph(graph)
+        elif attribute.type == AttributeProto.SPARSE_TENSOR and attribute.name == "sparse_value":
+            attribute.t.CopyFrom(self.dense(attribute.sparse_tensor, label))
+            attribute.ClearField("sparse_tensor")
+            attribute.name, attribute.type = "value", AttributeProto.TENSOR
+        elif attribute.type in (AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS):
+            self.fail(f"{label} is sparse, which only Constant may be; make it dense")
+
+    def kind(self, attribute: AttributeProto, owner: str) -> Any:
+        """Return the type of an attribute that does not say it."""
+        for field, kind in _VALUE_FIELDS:
+            if attribute.HasField(field):
+                return kind
+        for field, kind in _LIST_FIELDS:
+            if len(getattr(attribute, field)):
+                return kind
+        return self.fail(
+            f"attribute {attribute.name!r} of {owner} has no type and no value; the model is damaged"
+        )
+
+    def value(self, value: onnx.ValueInfoProto) -> None:
+        """Put aside a type that is not known to ``onnx_ir``; forget negative dimensions."""
+        kind = value.type.WhichOneof("value")
+        if kind == "tensor_type":
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_value < 0:
+                    dim.ClearField("dim_value")
+        elif kind is not None and _is_foreign(value.type):
+            text = HIDDEN_TYPE + value.type.SerializeToString(deterministic=True).hex()
+            value.type.Clear()
+            value.type.tensor_type.elem_type = TensorProto.UNDEFINED
+            value.type.denotation = text
+            self.hidden = True
+
+    def tensor(self, tensor: TensorProto, label: str) -> None:
+        """Check that a tensor has the data that its type and shape ask for, before anything is allocated."""
+        kind, dims = tensor.data_type, list(tensor.dims)
+        if kind == TensorProto.UNDEFINED or kind not in _KNOWN_TYPES:
+            self.fail(
+                f"{label} has data type {kind}, which is not known; upgrade onnx-ir, or the model is damaged"
+            )
+        if any(dim < 0 for dim in dims):
+            self.fail(f"{label} has a negative dimension in its shape {dims}; the model is damaged")
+        if len(dims) > _MAX_RANK or math.prod(dim or 1 for dim in dims) >= 1 << 59:
+            self.fail(f"{label} has the shape {str(dims)[:100]}, which no memory holds; the model is damaged")
+        if tensor.data_location == TensorProto.EXTERNAL:
+            self.external(tensor, label)
+            return
+        count = math.prod(dims)
+        if tensor.HasField("raw_data"):
+            if kind == TensorProto.STRING:
+                self.fail(f"{label} is of strings, and its data are raw; the model is damaged")
+            self.fits(len(tensor.raw_data), needed_bytes(kind, count), "bytes", dims, kind, label)
+            return
+        field = _FIELD.get(kind, "int32_data")
+        for other in _TYPED:
+            if other != field and len(getattr(tensor, other)):
+                self.fail(f"{label} is of {_type(kind)}, and its data are in {other}; the model is damaged")
+        self.fits(len(getattr(tensor, field)), _entries(kind, count), "elements", dims, kind, label)
+        if kind in _SIX_BIT and any(not 0 <= value < 64 for value in tensor.int32_data):
+            self.fail(
+                f"{label} is of {_type(kind)}, and has values of more than 6 bits; the model is damaged"
+            )
+
+    def fits(self, found: int, needed: int, unit: str, dims: list[int], kind: int, label: str) -> None:
+        if found != needed:
+            self.fail(
+                f"{label} has {found} {unit} of data, and {_type(kind)}{dims} needs {needed}; the model is damaged"
+            )
+
+    def external(self, tensor: TensorProto, label: str) -> None:
+        if tensor.data_type == TensorProto.STRING:
+            self.fail(f"{label} is of strings, which cannot be external; the model is damaged")
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        needed = needed_bytes(tensor.data_type, math.prod(tensor.dims))
+        numbers = {}
+        location = entries.get("location", "")
+        if location in ELSEWHERE.values() and location not in (
+            "<raw_data>",
+            f"<{_FIELD.get(tensor.data_type)}>",
+        ):
+            self.fail(
+                f"{label} is of {_type(tensor.data_type)}, and its data are in {location[1:-1]}; the model is damaged"
+            )
+        for key, default in (("offset", 0), ("length", needed)):
+            text = entries.get(key, str(default))
+            if not (text.isascii() and text.isdigit() and len(text) < 20):
+                self.fail(f"{label} has external data with {key} {text[:40]!r}, which is no number of bytes")
+            numbers[key] = int(text)
+        self.fits(numbers["length"], needed, "bytes", list(tensor.dims), tensor.data_type, label)
+        try:
+            self.locate(location, numbers["offset"], needed)
+        except ValueError as error:
+            self.fail(f"{label} {error}")
+
+    def dense(self, sparse: onnx.SparseTensorProto, label: str) -> TensorProto:
+        """Return a sparse tensor as a dense one."""
+        values, indices, dims = sparse.values, sparse.indices, list(sparse.dims)
+        for part in (values, indices):
+            self.tensor(part, label)
+            if part.data_location == TensorProto.EXTERNAL:
+                self.fail(f"{label} has external data, which sparse tensors may not have; make it dense")
+        if any(dim < 0 for dim in dims) or math.prod(dims) > LARGEST_DENSE_BYTES:
+            self.fail(
+                f"{label} has the shape {str(dims)[:100]}, which is too much to make it dense; save it dense"
+            )
+        where = onnx.numpy_helper.to_array(indices).astype(np.int64)
+        data = np.asarray(onnx.numpy_helper.to_array(values)).reshape(-1)
+        if where.ndim == 2 and where.shape[1:] == (len(dims),):
+            inside = bool(((where >= 0) & (where < np.array(dims, np.int64))).all())
+            flat = np.ravel_multi_index(tuple(where.T), dims) if inside and len(data) else where[:0, 0]
+        else:
+            flat = where.reshape(-1)
+            inside = where.ndim == 1 and bool(((flat >= 0) & (flat < math.prod(dims))).all())
+        if not inside or len(flat) != len(data) or math.prod(dims) * data.itemsize > LARGEST_DENSE_BYTES:
+            self.fail(
+                f"{label} has {len(data)} values whose indices do not fit its shape {dims}; it is damaged"
+            )
+        full = np.full(math.prod(dims), "" if data.dtype == object else 0, data.dtype)
+        full[flat] = data
+        return onnx.numpy_helper.from_array(full.reshape(dims), values.name)
+
+
+_PLAIN = {
+    AttributeProto.FLOAT,
+    AttributeProto.INT,
+    AttributeProto.STRING,
+    AttributeProto.FLOATS,
+    AttributeProto.INTS,
+    AttributeProto.STRINGS,
+}
+_KNOWN_TYPES = {dtype.value for dtype in ir.DataType}
+_SIX_BIT = {dtype.value for dtype in ir.DataType if dtype.name.startswith("FLOAT6")}
+
+
+def needed_bytes(kind: int, count: int) -> int:
+    """Return the bytes that ``count`` elements take in a file; none are counted for strings."""
+    return 0 if kind == TensorProto.STRING else (ir.DataType(kind).bitwidth * count + 7) // 8
+
+
+def _entries(kind: int, count: int) -> int:
+    """Return the number of entries that ``count`` elements take in the typed data fields."""
+    if kind in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
+        return 2 * count
+    if kind == TensorProto.STRING or kind in _SIX_BIT:
+        return count
+    bits = ir.DataType(kind).bitwidth
+    return count if bits >= 8 else (bits * count + 7) // 8
+
+
+def _type(kind: int) -> str:
+    return ir.DataType(kind).name
+
+
+def _place(node: onnx.NodeProto) -> str:
+    return f"{node.op_type} {node.name or next(iter(node.output), '')!r}" if node.op_type else repr(node.name)
+
+
+def unhide(proto: onnx.ModelProto) -> None:
+    """Put hidden types back; the graphs in attributes have none."""
+    hidden = [proto.graph.input, proto.graph.output, proto.graph.value_info]
+    for values in (*hidden, *(function.value_info for function in proto.functions)):
+        for value in values:
+            if value.type.denotation.startswith(HIDDEN_TYPE):
+                value.type.ParseFromString(bytes.fromhex(value.type.denotation.removeprefix(HIDDEN_TYPE)))
+
+
+def _is_foreign(proto: onnx.TypeProto) -> bool:
+    kind = proto.WhichOneof("value")
+    if kind in ("map_type", "opaque_type"):
+        return True
+    return kind in ("sequence_type", "optional_type") and _is_foreign(getattr(proto, kind).elem_type)
