@@ -10,9 +10,12 @@ import typer
 
 from .. import __version__
 from ..errors import GraphoptError
+from .check import check
+from .diff import diff
 from .explain import explain
 from .listing import backends, passes, plugins
 from .optimize import optimize
+from .show import show
 
 HELP = "Optimize neural-network graphs: rewrites are proved, speed is measured, refusals are explained."
 
@@ -26,6 +29,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(optimize)
+app.command()(diff)
+app.command()(show)
+app.command()(check)
 app.command()(explain)
 app.command()(passes)
 app.command()(backends)

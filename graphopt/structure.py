@@ -1,0 +1,387 @@
+"""The difference of two models' structure, by origin: what went, what came, what changed, what stayed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from . import origin
+from .analysis.cost import constants, label
+from .interfaces import place
+from .matching import Matching, match
+from .query import all_graphs, all_nodes, constant_tensor, is_op
+
+Kind = Literal["removed", "added", "changed"]
+MARKS: dict[Kind, str] = {"removed": "-", "added": "+", "changed": "~"}
+SMALL = 1024
+"""Constants of so many elements are compared by value; larger ones where that is asked for."""
+EXPORTER_SCOPES = "pkg.torch.onnx.name_scopes"
+EXPORTED_NAME = re.compile(r"'([^']*)'")
+"""The note is the text of a Python list: names of modules from the outermost, then that of the FX node."""
+NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
+"""What the exporter writes where an operator belongs to no module."""
+ALIKE = 4
+"""So many entries of one scope that read the same become one line of text."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One node that is not the same in both models."""
+
+    kind: Kind
+    place: str
+    op_type: str
+    scope: str
+    details: tuple[str, ...] = ()
+    """What changed; for a removed node what it went into, for an added one what it came from."""
+
+
+@dataclass
+class Diff:
+    """How the structure of model B differs from that of model A."""
+
+    kept: int
+    """Nodes that are the same in both; ``Constant`` nodes count as weights."""
+    entries: list[Entry]
+    operators: dict[str, tuple[int, int]]
+    """Operators whose number differs: in A, in B."""
+    weights: list[tuple[str, str, str]]
+    """Mark (``-+~``), name and types of weights of another type, shape or value, and of those in one model only."""
+    weight_bytes: tuple[int, int]
+    interface: list[str]
+    """Inputs, outputs, opsets and IR version that differ."""
+    states: dict[ir.Node, Kind] = field(default_factory=dict, repr=False)
+    """The nodes of A that went, the nodes of B that came or changed: for pictures."""
+
+    @property
+    def same(self) -> bool:
+        """Whether both models have one structure."""
+        return not (self.entries or self.operators or self.weights or self.interface)
+
+    def of(self, kind: Kind) -> list[Entry]:
+        """Return the entries of one kind."""
+        return [entry for entry in self.entries if entry.kind == kind]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the difference as plain data."""
+        return {
+            "same": self.same,
+            "kept": self.kept,
+            **{kind: [dataclasses.asdict(entry) for entry in self.of(kind)] for kind in MARKS},
+            "operators": self.operators,
+            "weights": self.weights,
+            "weight_bytes": self.weight_bytes,
+            "interface": self.interface,
+        }
+
+    def text(self) -> str:
+        """Return the difference for reading, grouped by module scope."""
+        counts = ", ".join(f"{len(self.of(kind))} {kind}" for kind in MARKS)
+        lines = [f"nodes: {self.kept} kept, {counts}"]
+        if self.operators:
+            wide = max(map(len, self.operators))
+            lines += ["", "operators"]
+            lines += [f"  {op:<{wide}}  {a:>4} → {b:<4} {b - a:+d}" for op, (a, b) in self.operators.items()]
+        if self.interface:
+            lines += ["", "interface", *(f"  {line}" for line in self.interface)]
+        if self.weights:
+            before, after = self.weight_bytes
+            lines += ["", f"weights ({before:,} bytes → {after:,} bytes)", *_weight_lines(self.weights)]
+        scopes: dict[str, list[Entry]] = defaultdict(list)
+        for entry in self.entries:
+            scopes[entry.scope].append(entry)
+        for scope, entries in scopes.items():
+            lines += ["", scope or "(top level)", *(f"  {line}" for line in _alike(entries))]
+        return "\n".join(lines) + "\n"
+
+
+def _alike(entries: list[Entry]) -> Iterator[str]:
+    """Yield a line for each entry, one for all that differ only in their names."""
+    groups: dict[tuple[Kind, str, tuple[str, ...]], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[entry.kind, entry.op_type, entry.details].append(entry)
+    for (kind, op_type, details), group in groups.items():
+        tail = f": {'; '.join(details)}" if details else ""
+        if len(group) >= ALIKE:
+            yield f"{MARKS[kind]} {op_type} ×{len(group)} ({group[0].place} … {group[-1].place}){tail}"
+        else:
+            yield from (f"{MARKS[kind]} {op_type} {entry.place}{tail}" for entry in group)
+
+
+def _weight_lines(weights: list[tuple[str, str, str]]) -> Iterator[str]:
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for mark, name, text in weights:
+        groups[mark, text].append(name)
+    for (mark, text), names in groups.items():
+        if len(names) >= ALIKE:
+            yield f"  {mark} {text} ×{len(names)} ({names[0]} … {names[-1]})"
+        else:
+            yield from (f"  {mark} {name}: {text}" for name in names)
+
+
+def scope_of(node: ir.Node) -> str:
+    """Return the path of the torch module that ``node`` came from, ``""`` where nothing tells.
+
+    Taken from graphopt's own note, else from the exporter's, else from a name like ``/layer1/layer1.0/conv1/Conv``.
+    """
+    noted = origin.scope(node)
+    if noted:
+        return noted
+    exported = node.metadata_props.get(EXPORTER_SCOPES)
+    if exported:
+        names = EXPORTED_NAME.findall(exported)
+        return names[-2].replace(NO_MODULE, "") if len(names) > 1 else ""
+    path: list[str] = []
+    for part in (node.name or "").split("/")[1:-1]:
+        if path and part.startswith(f"{path[-1]}."):
+            path.pop()
+        path.append(part)
+    return ".".join(path)
+
+
+def diff(a: ir.Model, b: ir.Model, *, values: bool = False) -> Diff:
+    """Return how the structure of ``b`` differs from that of ``a``.
+
+    Nodes belong together by name, by the origins that rewrites note, by the names of their outputs, and what then is
+    left by what feeds them and what they feed. Weights are compared by type and shape; small constants by value
+    too, all of them where ``values`` asks for it.
+    """
+    nodes_a, nodes_b = _nodes(a), _nodes(b)
+    pairs = match(a, b, nodes_a, nodes_b)
+    comparison = _Comparison(pairs, values)
+    entries: list[Entry] = []
+    states: dict[ir.Node, Kind] = {}
+    came_from = _origins(nodes_a, nodes_b, pairs)
+    went_into = {old: new for new, olds in came_from.items() for old in olds}
+    removed = {
+        node: _entry("removed", node, _went(went_into.get(node)))
+        for node in nodes_a
+        if node not in pairs.b_of
+    }
+    for node in nodes_b:
+        old = pairs.a_of.get(node)
+        details = comparison.details(old, node) if old is not None else []
+        details += _came(came_from.get(node, []), node, "takes in" if old is not None else "made of")
+        if old is None or details:
+            kind: Kind = "added" if old is None else "changed"
+            entries.append(_entry(kind, node, details))
+            states[node] = kind
+    states.update(dict.fromkeys(removed, "removed"))
+    counts_a, counts_b = Counter(map(label, all_nodes(a))), Counter(map(label, all_nodes(b)))
+    sizes = (sum(t.nbytes for t in {id(t): t for t in constants(m)}.values()) for m in (a, b))
+    return Diff(
+        kept=len(nodes_b) - len(entries),
+        entries=_in_order(nodes_a, nodes_b, removed, entries, states),
+        operators={
+            op: (n, counts_b[op]) for op in sorted(counts_a | counts_b) if (n := counts_a[op]) != counts_b[op]
+        },
+        weights=comparison.weights(a, b),
+        weight_bytes=(next(sizes), next(sizes)),
+        interface=_interface(a, b),
+        states=states,
+    )
+
+
+def _nodes(model: ir.Model) -> list[ir.Node]:
+    return [node for node in all_nodes(model) if not is_op(node, "Constant")]
+
+
+def _entry(kind: Kind, node: ir.Node, details: Iterable[str]) -> Entry:
+    return Entry(kind, place(node), label(node), scope_of(node), tuple(details))
+
+
+def _origins(nodes_a: list[ir.Node], nodes_b: list[ir.Node], pairs: Matching) -> dict[ir.Node, list[ir.Node]]:
+    """Return for nodes of B those nodes of A that have no partner, and that B's node says it stands for."""
+    gone = {node.name: node for node in nodes_a if node.name and node not in pairs.b_of}
+    found = {}
+    for node in nodes_b:
+        if olds := [gone[name] for name in origin.origins(node) if name in gone]:
+            found[node] = olds
+    return found
+
+
+def _went(new: ir.Node | None) -> list[str]:
+    return [f"went into {label(new)} {place(new)}"] if new is not None else []
+
+
+def _came(olds: list[ir.Node], node: ir.Node, verb: str) -> list[str]:
+    if not olds:
+        return []
+    passes = node.metadata_props.get(origin.PASSES, "").replace("\n", ", ")
+    return [
+        f"{verb} {', '.join(f'{label(old)} {place(old)}' for old in olds)}{f' ({passes})' if passes else ''}"
+    ]
+
+
+def _in_order(
+    nodes_a: list[ir.Node],
+    nodes_b: list[ir.Node],
+    removed: dict[ir.Node, Entry],
+    entries: list[Entry],
+    states: dict[ir.Node, Kind],
+) -> list[Entry]:
+    """Put removed nodes before the others of their scope; scopes in the order in which A, then B come to them."""
+    scopes = {name: i for i, name in enumerate(dict.fromkeys(map(scope_of, [*nodes_a, *nodes_b])))}
+    return sorted([*removed.values(), *entries], key=lambda entry: scopes[entry.scope])
+
+
+def _interface(a: ir.Model, b: ir.Model) -> list[str]:
+    found = []
+    for what in ("inputs", "outputs"):
+        was, now = ({v.name or "?": typed(v) for v in getattr(m.graph, what)} for m in (a, b))
+        found += list(_changes(what[:-1], was, now))
+        if not found and list(was) != list(now):
+            found.append(f"{what}: {', '.join(was)} → {', '.join(now)}")
+    opsets = ({domain or "ai.onnx": str(v) for domain, v in m.opset_imports.items()} for m in (a, b))
+    found += _changes("opset", next(opsets), next(opsets))
+    if a.ir_version != b.ir_version:
+        found.append(f"IR version: {a.ir_version} → {b.ir_version}")
+    return found
+
+
+def _changes(what: str, was: dict[str, str], now: dict[str, str]) -> Iterator[str]:
+    for name in dict.fromkeys((*was, *now)):
+        if name not in now:
+            yield f"- {what} {name}: {was[name]}"
+        elif name not in was:
+            yield f"+ {what} {name}: {now[name]}"
+        elif was[name] != now[name]:
+            yield f"~ {what} {name}: {was[name]} → {now[name]}"
+
+
+def typed(value: ir.Value | ir.TensorProtocol | None) -> str:
+    """Return type and shape as text: ``float[N,3,224,224]``, ``?`` for what is not known."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, ir.Value) and isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
+        return str(value.type).lower()
+    dtype = value.dtype.name.lower() if value.dtype is not None else "?"
+    if value.shape is None:
+        return f"{dtype}[?]"
+    dims = [str(d) if isinstance(d, int) else d.value or "?" for d in value.shape]
+    return f"{dtype}[{','.join(dims)}]" if dims else dtype
+
+
+class _Comparison:
+    """Compares paired nodes, and remembers which weights belong together on the way."""
+
+    def __init__(self, pairs: Matching, values: bool) -> None:
+        self.pairs = pairs
+        self.all_values = values
+        self.partners: dict[ir.Value, ir.Value] = {}
+
+    def details(self, a: ir.Node, b: ir.Node) -> list[str]:
+        """Return what differs between two nodes that belong together, one phrase each."""
+        return [*self._attributes(a, b), *self._inputs(a, b)]
+
+    def _attributes(self, a: ir.Node, b: ir.Node) -> Iterator[str]:
+        for name in dict.fromkeys((*a.attributes, *b.attributes)):
+            was, now = a.attributes.get(name), b.attributes.get(name)
+            if was == now or (was is not None and now is not None and self._same_attribute(was, now)):
+                continue
+            yield f"{name}: {_shown(was)} → {_shown(now)}"
+
+    def _same_attribute(self, a: ir.Attr, b: ir.Attr) -> bool:
+        if a.type != b.type or a.is_ref() != b.is_ref():
+            return False
+        if a.is_ref():
+            return a.ref_attr_name == b.ref_attr_name
+        if a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+            return True  # the nodes in it are compared one by one
+        if a.type == ir.AttributeType.TENSOR:
+            return self._same_tensor(a.as_tensor(), b.as_tensor())
+        return bool(a.value == b.value) or (a.value != a.value and b.value != b.value)
+
+    def _inputs(self, a: ir.Node, b: ir.Node) -> Iterator[str]:
+        for i, (was, now) in enumerate(itertools.zip_longest(a.inputs, b.inputs)):
+            old, new = constant_tensor(was), constant_tensor(now)
+            if old is not None and new is not None and was is not None and now is not None:
+                self.partners[now] = was
+                if not self._same_tensor(old, new):
+                    yield f"input {i}: {_weight(was, old)} → {_weight(now, new)}"
+            elif not self._same_source(was, now):
+                yield f"input {i}: {_source(was)} → {_source(now)}"
+
+    def _same_source(self, was: ir.Value | None, now: ir.Value | None) -> bool:
+        if was is None or now is None:
+            return was is now
+        old, new = was.producer(), now.producer()
+        if old is None or new is None:
+            return old is new and (was.name == now.name or not was.is_graph_input())
+        if self.pairs.b_of.get(old) is new:
+            return was.index() == now.index()
+        return was.name == now.name and bool(set(origin.origins(old)) & set(origin.origins(new)))
+
+    def _same_tensor(self, a: ir.TensorProtocol, b: ir.TensorProtocol) -> bool:
+        if a is b:
+            return True
+        if a.dtype != b.dtype or a.shape != b.shape:
+            return False
+        if a.size > SMALL and not self.all_values:
+            return True
+        if a.dtype == ir.DataType.STRING:
+            return bool((a.numpy() == b.numpy()).all())
+        return a.tobytes() == b.tobytes()
+
+    def weights(self, a: ir.Model, b: ir.Model) -> list[tuple[str, str, str]]:
+        """Return the weights of another type, shape or value, and those of one model only; a mere renaming is none."""
+        was, now = _weights(a), _weights(b)
+        found, taken = [], set()
+        for name, value in now.items():
+            old = self.partners.get(value) or was.get(name)
+            if old is None or (before := constant_tensor(old)) is None:
+                found.append(("+", name, typed(constant_tensor(value))))
+                continue
+            taken.add(old)
+            after = constant_tensor(value)
+            assert after is not None
+            if not self._same_tensor(before, after):
+                found.append(("~", name, _change(before, after)))
+        return found + [("-", name, typed(constant_tensor(v))) for name, v in was.items() if v not in taken]
+
+
+def _weights(model: ir.Model) -> dict[str, ir.Value]:
+    values = [v for graph in all_graphs(model) for v in graph.initializers.values()]
+    values += [node.outputs[0] for node in all_nodes(model) if is_op(node, "Constant")]
+    return {value.name or "?": value for value in values if constant_tensor(value) is not None}
+
+
+def _change(a: ir.TensorProtocol, b: ir.TensorProtocol) -> str:
+    return f"{typed(a)} → {typed(b)}" if typed(a) != typed(b) else f"{typed(a)} of other values"
+
+
+def _weight(value: ir.Value, tensor: ir.TensorProtocol) -> str:
+    if tensor.size <= 8 and tensor.dtype != ir.DataType.STRING:
+        return f"{tensor.numpy().tolist()}"
+    return f"{value.name} {typed(tensor)}"
+
+
+def _source(value: ir.Value | None) -> str:
+    if value is None:
+        return "nothing"
+    producer = value.producer()
+    if producer is not None and not is_op(producer, "Constant"):
+        return f"{label(producer)} {place(producer)}"
+    tensor = constant_tensor(value)
+    return _weight(value, tensor) if tensor is not None else f"{value.name}"
+
+
+def _shown(attr: ir.Attr | None) -> str:
+    if attr is None:
+        return "nothing"
+    if attr.is_ref():
+        return f"@{attr.ref_attr_name}"
+    if attr.type == ir.AttributeType.TENSOR:
+        return typed(attr.as_tensor())
+    if attr.type in (ir.AttributeType.INTS, ir.AttributeType.FLOATS, ir.AttributeType.STRINGS):
+        return (
+            f"[{', '.join(map(str, attr.value))}]" if len(attr.value) <= 16 else f"{len(attr.value)} values"
+        )
+    return f"{attr.value}"
