@@ -44,7 +44,7 @@ class _Builder:
     def __init__(self, initializers: bool) -> None:
         import networkx
 
-        self.graph = networkx.MultiDiGraph()
+        self.graph: networkx.MultiDiGraph = networkx.MultiDiGraph()
         self.initializers = initializers
         self.keys: dict[ir.Node | ir.Value, str] = {}
 

@@ -298,7 +298,6 @@ def _shaped(model: ir.Model, sizes: Sizes) -> ir.Model:
     from onnx_ir.passes.common import InlinePass
 
     from ..model import clone
-    from ..rewrite import prepare
     from .shapes import Shapes
 
     copy = clone(model)
@@ -309,7 +308,6 @@ def _shaped(model: ir.Model, sizes: Sizes) -> ir.Model:
             InlinePass()(copy)
         except PreconditionError as error:
             raise ModelError(f"functions of the model: {error}; break the circle") from error
-    prepare(copy)
     for value in copy.graph.inputs:
         if value.shape is not None:
             value.shape = sizes.assume(value, value.shape)
