@@ -20,8 +20,9 @@ class MergeCasts(Rewrite):
     of zero included. So ``float16 -> float32 -> int32`` is one cast, and ``float -> float16 -> float`` stays two.
     Holding is worked out from the types themselves: range, bits of the mantissa, smallest number.
 
-    Exact. Left alone, because ONNX defines one way and not the other: the text of a number, which depends on its
-    type, and an integer that goes through a floating-point type to an integer type that is too small for it.
+    Exact. Left alone, because ONNX does not define both ways: the text of a number, which depends on its type; an
+    integer that goes through a floating-point type to an integer type that is too small for it; a floating-point
+    number of 8 bits or less that becomes an integer or a boolean.
     Source: ONNX Cast-1 to 28, CastLike-15 to 25.
     """
 
@@ -48,7 +49,9 @@ class MergeCasts(Rewrite):
             and target.is_integer()
             and not holds(target, source)
         ):
-            raise Decline(f"a {middle} that is no {target} has no defined cast, a {source} has")
+            raise Decline(f"a cast of {middle} to {target} is not defined for every {source}")
+        if source.is_floating_point() and source.bitwidth <= 8 and not target.is_floating_point():
+            raise Decline(f"runtimes disagree on the {target} that NaN or −0 of {source} becomes")
         return tape.op("Cast", [x], {"to": int(target), **node.attributes})
 
 

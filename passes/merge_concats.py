@@ -26,7 +26,7 @@ class MergeConcats(Rewrite):
 
     A Concat of constants alone is left to constant folding. The model does not grow: a constant that something
     else reads too is merged only where it is tiny. Exact: elements are moved, not computed. Source: ONNX Concat-1
-    to 13; before opset 4 the axis is 1 where none is given.
+    to 13; before opset 4 the axis is 1 where none is given. Constant strings stay as they are.
     """
 
     anchor = "Concat"
@@ -46,7 +46,7 @@ class MergeConcats(Rewrite):
         return None
 
     def _merged(self, node: ir.Node, parts: list[ir.Value], tape: Tape, reasons: list[str]) -> list[ir.Value]:
-        runs = [(c, list(run)) for c, run in groupby(parts, lambda value: constant_tensor(value) is not None)]
+        runs = [(c, list(run)) for c, run in groupby(parts, _is_number)]
         if len(runs) == 1:
             return parts
         merged: list[ir.Value] = []
@@ -98,6 +98,11 @@ def _reason_to_stop(node: ir.Node, inner: ir.Node, value: ir.Value) -> str:
         if axis_of(outer_axis, size) != axis_of(inner_axis, size):
             return f"{value.name} is joined along axis {inner_axis}, not {outer_axis}"
     return ""
+
+
+def _is_number(value: ir.Value) -> bool:
+    tensor = constant_tensor(value)
+    return tensor is not None and tensor.dtype != ir.DataType.STRING
 
 
 def _concatenated(node: ir.Node, run: Sequence[ir.Value], tape: Tape) -> ir.Value:

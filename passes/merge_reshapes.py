@@ -19,11 +19,11 @@ class MergeReshapes(Rewrite):
 
     With ``y`` the end of the chain and ``x`` a value before it, in this order::
 
-        y has x's shape                             x
-        the last is a Reshape that copies no size   Reshape(x, the same shape)
-        y is x without, or with more, sizes of 1    Squeeze(x), Unsqueeze(x)
-        at most one size of y is not known          Reshape(x, sizes of y, −1 for that one)
-        the others stand at the same place in x     Reshape(x, sizes of y, 0 for those)
+        y has the shape of x                          x
+        a Reshape is last, and copies no other size   Reshape(x, the same shape)
+        y is x without, or with more, sizes of 1      Squeeze(x), Unsqueeze(x)
+        at most one size of y is not known            Reshape(x, sizes of y, −1 for that one)
+        the others stand at the same place in x       Reshape(x, sizes of y, 0 for those)
 
     A size is known where shape inference gives a number; two are the same where it gives the same symbol. Chains are
     followed through Identity, and to the earliest ``x`` from which one node suffices. A Reshape of a tensor that may
@@ -70,8 +70,16 @@ def _sources(node: ir.Node) -> Iterator[ir.Value]:
 
 def _one_node(node: ir.Node, x: ir.Value, tape: Tape) -> ir.Value:
     """Record the one node that makes ``node``'s output from ``x``."""
-    if node.op_type == "Reshape" and _copies_nothing(node, x, tape):
+    doubt = _doubt(node, x, tape) if node.op_type == "Reshape" else None
+    if doubt == "":
         return tape.op("Reshape", [x, *node.inputs[1:]], node.attributes)
+    try:
+        return _by_sizes(node, x, tape)
+    except Decline as decline:
+        raise Decline(f"{doubt}, and {decline}") if doubt else decline from None
+
+
+def _by_sizes(node: ir.Node, x: ir.Value, tape: Tape) -> ir.Value:
     y = node.outputs[0]
     for value in (x, y):
         if value.shape is None:
@@ -84,30 +92,24 @@ def _one_node(node: ir.Node, x: ir.Value, tape: Tape) -> ir.Value:
     return _reshape(node, x, _sizes(x, y), tape)
 
 
-def _copies_nothing(node: ir.Node, x: ir.Value, tape: Tape) -> bool:
-    """Return whether a Reshape asks for the same whatever the shape of its input: no 0 in it copies a size.
-
-    Raises:
-        Decline: that depends on what its shape holds at a run.
-    """
+def _doubt(node: ir.Node, x: ir.Value, tape: Tape) -> str:
+    """Return why a Reshape may ask for something else of ``x`` than of its own input: a 0 copies a size of it."""
     if attribute(node, "allowzero", 0):
-        return True
+        return ""
     if opset(node) < 5:
-        return 0 not in attribute(node, "shape", [0])
-    shape = node.inputs[1]
+        return "a 0 in its shape copies a size" if 0 in attribute(node, "shape", [0]) else ""
+    before, shape = node.inputs[:2]
+    assert before is not None and shape is not None
     tensor = constant_tensor(shape)
-    if tensor is not None:
-        return 0 not in tensor.numpy()
-    assert shape is not None
-    contents = tape.shapes().contents(shape)
-    if contents is None:
-        raise Decline(f"{shape.name} is not known and may hold a 0, which copies a size")
-    before = node.inputs[0]
-    assert before is not None
-    for i, size in enumerate(contents):
-        if not isinstance(size, int) and not _same_place(i, before.shape, x.shape):
-            raise Decline(f"{size} in {shape.name} may be 0, which copies a size")
-    return 0 not in contents
+    sizes = tensor.numpy().tolist() if tensor is not None else tape.shapes().contents(shape)
+    if sizes is None:
+        return f"{shape.name} is not known and may hold a 0, which copies a size"
+    for i, size in enumerate(sizes):
+        if (not isinstance(size, int) or size == 0) and not _same_place(i, before.shape, x.shape):
+            return f"{size} in {shape.name} " + (
+                "copies a size" if size == 0 else "may be 0, which copies a size"
+            )
+    return ""
 
 
 def _same_place(i: int, a: ir.Shape | None, b: ir.Shape | None) -> bool:

@@ -49,7 +49,9 @@ class MergeTransposes(Rewrite):
             inner = _transpose_before(node, i)
             if inner is not None and _perm(inner) in (None, [1, 0]):
                 operands[i] = inner.inputs[0]
-                attributes[flag] = ir.AttrInt64(flag, int(not attribute(node, flag, 0)))
+                attributes.pop(flag, None)
+                if not attribute(node, flag, 0):
+                    attributes[flag] = ir.AttrInt64(flag, 1)
         return tape.op("Gemm", operands, attributes) if operands != list(node.inputs) else None
 
 
