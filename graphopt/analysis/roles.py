@@ -197,7 +197,7 @@ def _switches(node: ir.Node, index: int) -> bool:
 
 def _int(node: ir.Node, name: str, default: int) -> int:
     attribute = node.attributes.get(name)
-    return int(attribute.value) if attribute is not None and not attribute.is_ref() else default
+    return attribute.value if attribute is not None and isinstance(attribute.value, int) else default
 
 
 def _behind(value: ir.Value | None, frame: Frame) -> ir.Value | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from onnx_shape_inference import ShapeInferenceContext, registry
 
-from ..query import all_graphs, has_subgraphs
+from ..query import all_graphs, constant_tensor, has_subgraphs
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -36,7 +36,12 @@ class _Inference(ShapeInferenceContext):
         self._symbolic_values = contents
 
     def set_symbolic_value(self, value: ir.Value, data: list[Dim]) -> None:
-        self._symbolic_values[value] = data
+        self._symbolic_values[value] = [_plain(dim) for dim in data]
+
+    def set_shape(self, value: ir.Value, shape: ir.Shape) -> bool:
+        if not shape.is_static():
+            shape = ir.Shape([_plain(dim) for dim in shape])
+        return super().set_shape(value, shape)
 
 
 class Shapes:
@@ -85,7 +90,7 @@ class Shapes:
         handler = registry.get(
             node.domain, node.op_type, version=version or self._main.get_opset_version(node.domain)
         )
-        if handler is None or has_subgraphs(node):
+        if handler is None or has_subgraphs(node) or _squeezes_the_unknown(node):
             return known(node)
         context = self._inference.get(graph, self._main) if graph is not None else self._main
         if any(attr.is_ref() for attr in node.attributes.values()):
@@ -161,6 +166,13 @@ class Shapes:
                     value.shape = ir.Shape([None if _names(d, made) else d for d in value.shape])
 
 
+def _plain(dim: Dim) -> Dim:
+    """Return the number that an expression came down to: ``N*6/N`` is the symbol ``6`` when inference is done."""
+    if isinstance(dim, int) or dim.value is None or not dim.value.isdecimal():
+        return dim
+    return int(dim.value)
+
+
 def _names(dim: Dim, made: Collection[str]) -> bool:
     text = None if isinstance(dim, int) else dim.value
     return text is not None and (text in made or any(word in made for word in _WORD.findall(text)))
@@ -170,6 +182,16 @@ def _shapes(model: ir.Model) -> Iterator[ir.Shape]:
     for graph in all_graphs(model):
         yield from (value.shape for value in graph.inputs if value.shape is not None)
         yield from (v.shape for node in graph for v in node.outputs if v.shape is not None)
+
+
+def _squeezes_the_unknown(node: ir.Node) -> bool:
+    """Return whether the sizes that a Squeeze drops show at a run only, where inference would take symbols to stay."""
+    if node.op_type != "Squeeze" or node.domain != "":
+        return False
+    if len(node.inputs) > 1 and node.inputs[1] is not None:
+        return constant_tensor(node.inputs[1]) is None
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    return "axes" not in node.attributes and shape is not None and not shape.is_static()
 
 
 def known(node: ir.Node) -> bool:
