@@ -9,6 +9,7 @@ import statistics
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +123,7 @@ class OnnxRuntime(Backend):
     def profile(self, model: ir.Model, inputs: Feeds, runs: int = 10, **settings: Any) -> list[NodeTime]:
         """Return the time spent in each node, without that of nodes inside it, in the order of execution.
 
-        On a GPU it is the time to launch the node. Where onnxruntime fused nodes, the name is the one it gave.
+        On a GPU it is the time to launch the node. Nodes that onnxruntime made bear its names.
         """
         named = clone(model)
         for node in all_nodes(named):
@@ -136,7 +137,8 @@ class OnnxRuntime(Backend):
                 for _ in range(WARM_UP_RUNS + runs):
                     executable.step()
                 events = json.loads(Path(executable.session.end_profiling()).read_text(encoding="utf-8"))
-        return node_times(events)
+        known = _graph_names(named)
+        return [replace(each, node=_graph_name(each.node, known)) for each in node_times(events)]
 
     def supports(self, domain: str, op_type: str, dtype: ir.DataType | None = None) -> bool:
         """Return whether the provider has a kernel of its own for the operator, as onnxruntime itself reports.
@@ -237,6 +239,21 @@ class OnnxRuntimeExecutable(Executable):
     def close(self) -> None:
         """Free the session and what is bound to it."""
         self._step = self.session = None
+
+
+def _graph_names(model: ir.Model) -> dict[str, str]:
+    """Return the node for each name that onnxruntime may call it by: its own, or that of a value it makes."""
+    nodes = list(all_nodes(model))
+    made = {value.name: node.name or "" for node in nodes for value in node.outputs if value.name}
+    return made | {node.name: node.name for node in nodes if node.name}
+
+
+def _graph_name(name: str, known: Mapping[str, str]) -> str:
+    """Return the node that ``name`` stands for: onnxruntime appends what it did, as ``conv_nchwc``, ``add/Fusion/``."""
+    plain = name.removesuffix("_nchwc")
+    while plain and plain not in known:
+        plain = plain.rpartition("/")[0]
+    return known.get(plain, name)
 
 
 def node_times(events: Iterable[Mapping[str, Any]]) -> list[NodeTime]:

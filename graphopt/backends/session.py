@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import onnx_ir as ir
 
-from ..errors import InputError, ModelError, UnavailableError
+from ..errors import InputError, ModelError, OptionError, UnavailableError
 from ..model import MappedTensor, clone
 
 if TYPE_CHECKING:
@@ -70,11 +70,16 @@ def create(
         profile: write a profile of every run to files whose path begins so.
 
     Raises:
+        OptionError: there is no such level of optimization, or no such number of threads.
         ModelError: onnxruntime refuses the model.
         UnavailableError: the session does not run on the providers that were asked for.
     """
     import onnxruntime
 
+    if optimize not in _LEVELS:
+        raise OptionError(f"optimize: no level is called {optimize!r}; there are: {', '.join(_LEVELS)}")
+    if threads is not None and threads < 1:
+        raise OptionError(f"threads: must be 1 or more, got {threads}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{_LEVELS[optimize]}")

@@ -10,6 +10,7 @@ import typer
 
 from .. import __version__
 from ..errors import GraphoptError
+from .bench import bench
 from .check import check
 from .diff import diff
 from .explain import explain
@@ -32,6 +33,7 @@ app.command()(optimize)
 app.command()(diff)
 app.command()(show)
 app.command()(check)
+app.command()(bench)
 app.command()(explain)
 app.command()(passes)
 app.command()(backends)

@@ -1,0 +1,174 @@
+"""Time executables in turns, and judge which is faster only where that is sure.
+
+What makes a naive comparison wrong, and what is done about it:
+
+- **The machine drifts** (other programs, heat). Candidates take turns, in a new order each round, and are compared
+  within rounds: the ratio is the median of the rounds' ratios.
+- **First runs are slow.** Each candidate runs until its time no longer falls before anything is counted.
+- **A turn starts with the caches full of another candidate.** A turn is a burst of runs, the first of which does not
+  count where more than two fit.
+- **Idle threads of one candidate steal the processor from the next.** The backend stops them from spinning.
+- **Noise looks like speed.** The ratio has a 95 % bootstrap interval; where it contains 1, or the ratio is within 1 %
+  of it, the verdict is that there is no significant difference.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .context import Progress, silent
+
+if TYPE_CHECKING:
+    from .interfaces import Executable
+
+Array = np.ndarray[Any, Any]
+
+BURST_SECONDS = 0.01
+"""A turn lasts at least so long, in whole runs."""
+WARM_UP_SHARE = 0.3
+"""Of the time to spend: what warming up may take at most."""
+STEADY = 0.02
+"""Warm-up ends when the best of the last three turns is not by more than this better than the best before."""
+MIN_ROUNDS, MAX_ROUNDS = 7, 1000
+NARROW = 0.005
+"""Enough rounds: every interval reaches no farther than this from its ratio."""
+CHECK_EVERY = 20
+"""Rounds between looks at how narrow the intervals are."""
+NEGLIGIBLE = 0.01
+"""A ratio this close to 1 is no difference, however sure."""
+RESAMPLES = 2000
+FASTER, SLOWER, SAME = "faster", "slower", "no significant difference"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one candidate takes."""
+
+    name: str
+    median_ms: float
+    """Of one run."""
+    spread: float
+    """Interquartile range, as a share of the median."""
+    ratio: float
+    """Median over the rounds of this one's time over the first one's: below 1 is faster."""
+    low: float
+    """Lower end of the ratio's 95 % interval."""
+    high: float
+    verdict: str
+    """``faster``, ``slower`` or ``no significant difference``; empty for the first."""
+
+
+def race(
+    executables: Sequence[Executable],
+    *,
+    seconds: float,
+    seed: int = 0,
+    progress: Progress = silent,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Array:
+    """Run bound executables in turn; return the seconds that one run took, (rounds, executables)."""
+    end = clock() + seconds
+    order = np.random.default_rng(seed)
+    times: list[list[float]] = []
+    with _collector_off():
+        bursts = [
+            _warm_up(executable, seconds * WARM_UP_SHARE / len(executables), clock)
+            for executable in executables
+        ]
+        while not _enough(times, clock() >= end, seed):
+            row = [0.0] * len(executables)
+            for i in order.permutation(len(executables)):
+                row[i] = _turn(executables[i], bursts[i], clock)
+            times.append(row)
+            left = max(0.0, end - clock())
+            progress("measuring", round(100 * (seconds - left) / seconds), 100)
+    return np.array(times)
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """Keep Python's garbage collector from running into somebody's turn."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _warm_up(executable: Executable, seconds: float, clock: Callable[[], float]) -> int:
+    """Run until the time no longer falls, for no longer than ``seconds``; return how many runs make a turn."""
+    start = clock()
+    executable.step()
+    turns: list[float] = []
+    burst = 1
+    while True:
+        turns.append(_turn(executable, burst, clock))
+        burst = max(1, round(BURST_SECONDS / max(min(turns), 1e-9)))
+        if len(turns) > 3 and min(turns[-3:]) >= (1 - STEADY) * min(turns[:-3]):
+            return burst
+        if clock() - start > seconds:
+            return burst
+
+
+def _turn(executable: Executable, runs: int, clock: Callable[[], float]) -> float:
+    """Return the seconds of one run, the mean of a burst; of three and more the first does not count."""
+    if runs > 2:
+        executable.step()
+        runs -= 1
+    start = clock()
+    for _ in range(runs):
+        executable.step()
+    return (clock() - start) / runs
+
+
+def _enough(times: Sequence[Sequence[float]], late: bool, seed: int) -> bool:
+    rounds = len(times)
+    if rounds < MIN_ROUNDS:
+        return False
+    if late or rounds >= MAX_ROUNDS:
+        return True
+    if rounds % CHECK_EVERY:
+        return False
+    return all(
+        max(high - ratio, ratio - low) <= NARROW for ratio, low, high in _ratios(np.array(times), seed)
+    )
+
+
+def judge(names: Sequence[str], times: Array, seed: int = 0) -> list[Timing]:
+    """Return what the times of a race say, (rounds, candidates): the first against each other one."""
+    quartiles = np.quantile(times, [0.25, 0.5, 0.75], axis=0)
+    timings = []
+    for i, (ratio, low, high) in enumerate(_ratios(times, seed)):
+        lower, median, upper = (float(q) for q in quartiles[:, i])
+        verdict = _verdict(ratio, low, high) if i else ""
+        timings.append(Timing(names[i], 1000 * median, (upper - lower) / median, ratio, low, high, verdict))
+    return timings
+
+
+def _ratios(times: Array, seed: int) -> list[tuple[float, float, float]]:
+    """Return each candidate's ratio to the first: the median over the rounds, and its 95 % bootstrap interval.
+
+    A resample draws rounds, so that what one round shares stays paired.
+    """
+    paired = times / times[:, :1]
+    drawn = np.random.default_rng(seed).integers(0, len(times), (RESAMPLES, len(times)))
+    found = []
+    for ratios in paired.T:
+        low, high = np.quantile(np.median(ratios[drawn], axis=1), [0.025, 0.975])
+        found.append((float(np.median(ratios)), float(low), float(high)))
+    return found
+
+
+def _verdict(ratio: float, low: float, high: float) -> str:
+    if low <= 1 <= high or abs(ratio - 1) <= NEGLIGIBLE:
+        return SAME
+    return FASTER if ratio < 1 else SLOWER
