@@ -27,6 +27,7 @@ EXPORTED_NAME = re.compile(r"'([^']*)'")
 """The note is the text of a Python list: names of modules from the outermost, then that of the FX node."""
 NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 """What the exporter writes where an operator belongs to no module."""
+NUMBER = re.compile(r"\d+")
 ALIKE = 4
 """So many entries of one scope that read the same become one line of text."""
 
@@ -94,12 +95,25 @@ class Diff:
         if self.weights:
             before, after = self.weight_bytes
             lines += ["", f"weights ({before:,} bytes → {after:,} bytes)", *_weight_lines(self.weights)]
-        scopes: dict[str, list[Entry]] = defaultdict(list)
-        for entry in self.entries:
-            scopes[entry.scope].append(entry)
-        for scope, entries in scopes.items():
-            lines += ["", scope or "(top level)", *(f"  {line}" for line in _alike(entries))]
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, *_scoped(self.entries)]) + "\n"
+
+
+def _scoped(entries: list[Entry]) -> Iterator[str]:
+    """Yield the entries under their scopes; scopes whose entries differ in numbers only are one."""
+    scopes: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        scopes[entry.scope or "(top level)"].append(entry)
+    printed = {scope: list(_alike(found)) for scope, found in scopes.items()}
+    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for scope, lines in printed.items():
+        groups[tuple(NUMBER.sub("0", line) for line in lines)].append(scope)
+    for first, *others in groups.values():
+        yield ""
+        if len(others) >= ALIKE:
+            yield f"{first}, and {len(others)} alike: {others[0]} … {others[-1]}"
+        else:
+            yield f"{first}{', and alike: ' if others else ''}{', '.join(others)}"
+        yield from (f"  {line}" for line in printed[first])
 
 
 def _alike(entries: list[Entry]) -> Iterator[str]:
@@ -242,7 +256,7 @@ def _interface(a: ir.Model, b: ir.Model) -> list[str]:
     opsets = ({domain or "ai.onnx": str(v) for domain, v in m.opset_imports.items()} for m in (a, b))
     found += _changes("opset", next(opsets), next(opsets))
     if a.ir_version != b.ir_version:
-        found.append(f"IR version: {a.ir_version} → {b.ir_version}")
+        found.append(f"~ IR version: {a.ir_version} → {b.ir_version}")
     return found
 
 
@@ -305,7 +319,8 @@ class _Comparison:
             if old is not None and new is not None and was is not None and now is not None:
                 self.partners[now] = was
                 if not self._same_tensor(old, new):
-                    yield f"input {i}: {_weight(was, old)} → {_weight(now, new)}"
+                    before, after = _weight(was, old), _weight(now, new)
+                    yield f"input {i}: {before} {'of other values' if before == after else f'→ {after}'}"
             elif not self._same_source(was, now):
                 yield f"input {i}: {_source(was)} → {_source(now)}"
 
@@ -344,7 +359,8 @@ class _Comparison:
             assert after is not None
             if not self._same_tensor(before, after):
                 found.append(("~", name, _change(before, after)))
-        return found + [("-", name, typed(constant_tensor(v))) for name, v in was.items() if v not in taken]
+        found += [("-", name, typed(constant_tensor(v))) for name, v in was.items() if v not in taken]
+        return sorted(found, key=lambda item: "~+-".index(item[0]))
 
 
 def _weights(model: ir.Model) -> dict[str, ir.Value]:
@@ -358,7 +374,7 @@ def _change(a: ir.TensorProtocol, b: ir.TensorProtocol) -> str:
 
 
 def _weight(value: ir.Value, tensor: ir.TensorProtocol) -> str:
-    if tensor.size <= 8 and tensor.dtype != ir.DataType.STRING:
+    if tensor.size <= 8 and len(tensor.shape) < 2 and tensor.dtype != ir.DataType.STRING:
         return f"{tensor.numpy().tolist()}"
     return f"{value.name} {typed(tensor)}"
 

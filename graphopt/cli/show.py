@@ -173,7 +173,7 @@ def _print(source: str, found: dict[str, Any]) -> None:
     lines += [("functions", ", ".join(found["functions"]))] if found["functions"] else []
     lines += [
         ("nodes", f"{found['node_count']:,}"),
-        ("parameters", f"{_count(found['parameters'])}  ({found['parameters']:,})"),
+        ("parameters", _exact(found["parameters"])),
         ("MACs", _macs(found)),
         ("weights", f"{_bytes(found['bytes'])}{f'  ({types})' if types else ''}"),
     ]
@@ -200,7 +200,7 @@ def _print(source: str, found: dict[str, Any]) -> None:
 
 
 def _macs(found: dict[str, Any]) -> str:
-    text = f"{_count(found['macs'])}  ({found['macs']:,})"
+    text = _exact(found["macs"])
     if found["assumed"]:
         text += f"  with {', '.join(f'{k}={v}' for k, v in found['assumed'].items())} assumed"
     unknown = found["macs_unknown_at"]
@@ -225,6 +225,10 @@ def _operator(op: str, row: dict[str, int], macs: int) -> tuple[str, ...]:
 
 def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}" if part and whole else ""
+
+
+def _exact(number: int) -> str:
+    return f"{_count(number)}  ({number:,})" if number >= 1000 else f"{number}"
 
 
 def _count(number: int | None) -> str:
