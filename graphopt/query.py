@@ -35,7 +35,12 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
         return value.const_value
     if producer.op_type != "Constant" or producer.domain != "":
         return None
-    return value.const_value if value.const_value is not None else ir.convenience.get_const_tensor(value)
+    if value.const_value is not None:
+        return value.const_value
+    held = producer.attributes.get("value")
+    if held is not None and held.type == ir.AttributeType.TENSOR and not held.is_ref():
+        return held.as_tensor()  # get_const_tensor would rename the tensor, which other models may share
+    return ir.convenience.get_const_tensor(value)
 
 
 def constant(value: ir.Value | None) -> np.ndarray[Any, Any]:
@@ -233,7 +238,7 @@ def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Yield every node of the model, also those in subgraphs and functions, a node after those that it carries."""
     for graph in (*(function.graph for function in model.functions.values()), model.graph):
-        yield from _nodes(graph)
+        yield from nodes_in(graph)
 
 
 def describe(nodes: Iterable[ir.Node]) -> str:
@@ -248,8 +253,9 @@ def _nested(graph: ir.Graph) -> Iterator[ir.Graph]:
     yield graph
 
 
-def _nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+def nodes_in(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Yield the nodes of ``graph`` and of the graphs in it, a node after those that it carries."""
     for node in graph:
         for inner in subgraphs(node):
-            yield from _nodes(inner)
+            yield from nodes_in(inner)
         yield node

@@ -16,7 +16,7 @@ from . import origin
 from .analysis.shapes import Shapes, known
 from .errors import PassError
 from .interfaces import Declined, Pass, PassReport, place
-from .query import Decline, all_graphs, all_nodes, has_subgraphs, subgraphs
+from .query import Decline, all_graphs, all_nodes, has_subgraphs, nodes_in, subgraphs
 
 if TYPE_CHECKING:
     from .context import Context
@@ -372,13 +372,13 @@ def _reads(node: ir.Node) -> Iterable[ir.Value | None]:
     """Yield what ``node`` reads, itself and through its subgraphs."""
     yield from node.inputs
     for inner in subgraphs(node):
-        for nested in inner.all_nodes():
+        for nested in nodes_in(inner):
             yield from nested.inputs
 
 
 def _release(graph: ir.Graph, names: Names | None) -> None:
     """Make the nodes of a dead subgraph read nothing any more, and belong nowhere."""
-    for node in list(graph.all_nodes()):
+    for node in list(nodes_in(graph)):
         if names is not None:
             names.release(v.name for v in node.outputs)
         for i in range(len(node.inputs)):

@@ -33,6 +33,9 @@ def to_text(model: ir.Model, largest: int | None = None) -> str:
         for node in nodes:
             node.ClearField("name")
             node.ClearField("doc_string")
+            for attr in node.attribute:
+                if attr.HasField("t"):
+                    attr.t.ClearField("name")
             del node.metadata_props[:]
     return "\n".join(line.rstrip() for line in onnx.printer.to_text(proto).splitlines()) + "\n"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from graphopt import Names, Pass, PassReport, Tape, is_random, op_info, substitute
-from graphopt.query import has_subgraphs, is_op, subgraphs
+from graphopt.query import has_subgraphs, is_op, nodes_in, subgraphs
 
 if TYPE_CHECKING:
     from graphopt.context import Context
@@ -79,7 +79,7 @@ def _random_functions(model: ir.Model) -> set[ir.OperatorIdentifier]:
     while found:
         found = False
         for key in model.functions.keys() - random:
-            if any(is_random(n) or n.op_identifier() in random for n in model.functions[key].all_nodes()):
+            if any(is_random(n) or n.op_identifier() in random for n in nodes_in(model.functions[key].graph)):
                 random.add(key)
                 found = True
     return random

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from graphopt import Pass, PassReport, all_graphs, sweep
-from graphopt.query import is_op, subgraphs
+from graphopt.query import is_op, nodes_in, subgraphs
 
 if TYPE_CHECKING:
     from graphopt.context import Context
@@ -100,7 +100,7 @@ def _drop_functions(model: ir.Model, report: PassReport, context: Context) -> No
     called: set[ir.OperatorIdentifier] = set()
     stack: list[ir.Graph] = [model.graph]
     while stack:
-        for node in stack.pop().all_nodes():
+        for node in nodes_in(stack.pop()):
             key = node.op_identifier()
             if key in model.functions and key not in called:
                 called.add(key)
@@ -118,7 +118,7 @@ def spell(key: ir.OperatorIdentifier) -> str:
 
 def _drop_opsets(graph: ir.Graph, keep: set[str], report: PassReport, context: Context) -> None:
     """Drop imports of domains that no node of ``graph`` is of; that of the ONNX operators stays."""
-    used = {"", *keep, *(node.domain for node in graph.all_nodes())}
+    used = {"", *keep, *(node.domain for node in nodes_in(graph))}
     for domain in [domain for domain in graph.opset_imports if domain not in used]:
         if context.admit(report, f"opset {domain}", "no node is of it"):
             del graph.opset_imports[domain]

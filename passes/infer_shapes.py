@@ -20,10 +20,10 @@ Dim = int | ir.SymbolicDim
 class InferShapes(Pass):
     """Write down the type and shape of every value, as far as they follow from the inputs, in one sweep.
 
-    What is declared stays, a dimension that is declared without a size is filled in, and the model's own symbols are
-    used. Bodies of Loop and Scan learn the types of what is passed to them and the shapes of scanned slices; If, Loop
-    and Scan learn from their bodies what holds whichever way they go: the dimensions in which the branches agree,
-    and of a carried value those in which its start and its next value agree.
+    What is declared stays; a dimension without a size, or with a symbol for what is a number, is filled in, and the
+    model's own symbols are used. Bodies of Loop and Scan learn the types of what is passed to them and the shapes of
+    scanned slices; If, Loop and Scan learn from their bodies what holds whichever way they go: the dimensions in
+    which the branches agree, and of a carried value those in which its start and its next value agree.
 
     Exact: no node changes. Source: ONNX, "Shape inference"; If-16, Loop-16, Scan-16. Classifiers, regressors and
     maps of ``ai.onnx.ml`` keep what is declared.

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt import Decline, Names, Pass, PassReport, Tape, substitute
 from graphopt.interfaces import place
-from graphopt.query import subgraphs
+from graphopt.query import nodes_in, subgraphs
 
 if TYPE_CHECKING:
     from graphopt.context import Context
@@ -31,6 +31,8 @@ class InlineFunctions(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Inline into the functions, those first that call no other, then into the main graph."""
+        if not model.functions:
+            return PassReport()
         inliner = _Inliner(model, context)
         for key in inliner.order:
             inliner.graph(model.functions[key].graph, model.functions[key].opset_imports)
@@ -80,7 +82,7 @@ class _Inliner:
         left = {
             node.op_identifier()
             for graph in (self.model.graph, *(f.graph for f in self.model.functions.values()))
-            for node in graph.all_nodes()
+            for node in nodes_in(graph)
         }
         for key in self.inlined - left:
             del self.model.functions[key]
@@ -91,7 +93,7 @@ def _call_order(
 ) -> tuple[Sequence[ir.OperatorIdentifier], set[ir.OperatorIdentifier]]:
     """Return the functions, each after those that it calls, and apart from them those that reach themselves."""
     calls = {
-        key: dict.fromkeys(k for node in f.all_nodes() if (k := node.op_identifier()) in model.functions)
+        key: dict.fromkeys(k for node in nodes_in(f.graph) if (k := node.op_identifier()) in model.functions)
         for key, f in model.functions.items()
     }
     recursive: set[ir.OperatorIdentifier] = set()
@@ -114,7 +116,7 @@ def _missing_opsets(function: ir.Function, opsets: Mapping[str, int]) -> dict[st
         Decline: the graph imports another version of a domain, in which an operator of the body is not the same.
     """
     missing: dict[str, int] = {}
-    for node in function.all_nodes():
+    for node in nodes_in(function.graph):
         mine = function.opset_imports.get(node.domain)
         theirs = opsets.get(node.domain)
         if mine is None or mine == theirs:
@@ -167,10 +169,13 @@ class _Copier:
 
     def node(self, node: ir.Node, *, nested: bool = False) -> ir.Node:
         """Return a copy of ``node``; the names of values in a subgraph are settled at once."""
+        inputs = [self.values[value] if value is not None else None for value in node.inputs]
+        while inputs and inputs[-1] is None:
+            inputs.pop()
         copy = ir.Node(
             node.domain,
             node.op_type,
-            [self.values[value] if value is not None else None for value in node.inputs],
+            inputs,
             [made for attr in node.attributes.values() if (made := self._attribute(attr)) is not None],
             overload=node.overload,
             num_outputs=len(node.outputs),
