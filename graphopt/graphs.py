@@ -37,14 +37,15 @@ def to_networkx(
     if outputs:
         for value in model.graph.outputs:
             builder.connect(value, builder.key(None, value.name or "output", kind="output", value=value), 0)
-    return builder.graph
+    graph: networkx.MultiDiGraph = builder.graph
+    return graph
 
 
 class _Builder:
     def __init__(self, initializers: bool) -> None:
         import networkx
 
-        self.graph: networkx.MultiDiGraph = networkx.MultiDiGraph()
+        self.graph: Any = networkx.MultiDiGraph()
         self.initializers = initializers
         self.keys: dict[ir.Node | ir.Value, str] = {}
 

@@ -260,11 +260,12 @@ class _Walk:
         except Unknown:
             own = None
             self.unknown.append(place(node))
-        for tensor in (constant_tensor(value) for value in node.inputs):
-            if tensor is not None:
-                owner = self._owners.get(id(tensor))
-                if owner is None or (self.nodes[owner[0]].macs or 0) < (own or 0):
-                    self._owners[id(tensor)] = len(self.nodes), tensor
+        for tensor in {
+            id(t): t for value in node.inputs if (t := constant_tensor(value)) is not None
+        }.values():
+            owner = self._owners.get(id(tensor))
+            if owner is None or (self.nodes[owner[0]].macs or 0) < (own or 0):
+                self._owners[id(tensor)] = len(self.nodes), tensor
         self.nodes.append(
             NodeCost(
                 place=place(node),

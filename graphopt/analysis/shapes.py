@@ -90,7 +90,7 @@ class Shapes:
         handler = registry.get(
             node.domain, node.op_type, version=version or self._main.get_opset_version(node.domain)
         )
-        if handler is None or has_subgraphs(node) or _squeezes_the_unknown(node):
+        if handler is None or has_subgraphs(node) or _misjudged(node):
             return known(node)
         context = self._inference.get(graph, self._main) if graph is not None else self._main
         if any(attr.is_ref() for attr in node.attributes.values()):
@@ -102,6 +102,9 @@ class Shapes:
             handler(context, node)
         except _HANDLER_FAULTS:
             return False
+        if node.op_type == "ConstantOfShape" and node.outputs[0].shape is None:
+            dims = self.contents(node.inputs[0])
+            node.outputs[0].shape = ir.Shape(dims) if dims is not None else None
         return known(node)
 
     def contents(self, value: ir.Value | None) -> list[Dim] | None:
@@ -182,6 +185,17 @@ def _shapes(model: ir.Model) -> Iterator[ir.Shape]:
     for graph in all_graphs(model):
         yield from (value.shape for value in graph.inputs if value.shape is not None)
         yield from (v.shape for node in graph for v in node.outputs if v.shape is not None)
+
+
+def _misjudged(node: ir.Node) -> bool:
+    """Return whether the inference of ``node``'s operator, as it is written, takes what it does not know for known."""
+    if node.domain != "":
+        return False
+    if node.op_type == "Split":  # sizes that a run computes would be taken for equal ones
+        return len(node.inputs) > 1 and node.inputs[1] is not None and constant_tensor(node.inputs[1]) is None
+    if node.op_type == "Unique":  # the result along an axis would be taken for flat
+        return "axis" in node.attributes
+    return _squeezes_the_unknown(node)
 
 
 def _squeezes_the_unknown(node: ir.Node) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx.backend.test.case.node import collect_testcases
 
 from graphopt import UsageError, cost
 from graphopt.text import from_text, to_text
@@ -307,6 +308,33 @@ def test_a_loop_counts_its_limit() -> None:
 def test_a_loop_of_unknown_length_counts_once_and_says_so() -> None:
     found = model("int64 m, bool go, float[2,4] h, float[4,4] w", LOOP)
     assert (cost(found).macs, cost(found).assumed) == (2 * 16, {"runs of y": 1})
+
+
+def test_a_shape_that_the_graph_computes() -> None:
+    found = model(
+        "float[3,4] a, float[5,2] b",
+        """n = Shape <start = 1> (a) m = Shape <end = 1> (b) s = Concat <axis = 0> (n, m)
+        zeros = ConstantOfShape (s) c = MatMul (zeros, b) y = MatMul (a, c)""",
+    )
+    assert cost(found).macs == 4 * 5 * 2 + 3 * 4 * 2
+
+
+def test_a_weight_that_is_read_twice_counts_once() -> None:
+    found = from_text(
+        f"{HEAD}m (float[2,2] x) => (float[2,2] y) <float[2,2] w = {{1,2,3,4}}> "
+        "{ [a] a = Add (w, w) [b] b = MatMul (x, w) [c] y = Mul (a, b) }"
+    )
+    assert [(n.place, n.parameters) for n in cost(found).nodes] == [("a", 0), ("b", 4), ("c", 0)]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_every_operator_of_onnx_can_be_counted() -> None:
+    unknown = []
+    for case in collect_testcases(None):
+        found = cost(ir.from_proto(case.model))
+        assert found.macs >= 0
+        unknown += [case.name] * bool(found.unknown)
+    assert [name for name in unknown if not name.startswith("test_affine_grid")] == []
 
 
 def test_the_model_is_untouched() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import networkx
 import onnx_ir as ir
 import pytest
+from onnx.backend.test.case.node import collect_testcases
 
 from graphopt import UnavailableError, UsageError, dot, origin, to_networkx
 from graphopt.graphs import to_dot
@@ -194,6 +195,15 @@ def test_a_subgraph_is_inside_the_box_of_its_node() -> None:
         "  n1 -> o0;",
         "  n0 -> n1;",
     ]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_every_operator_of_onnx_can_be_drawn_and_compared() -> None:
+    for case in collect_testcases(None):
+        model = ir.from_proto(case.model)
+        assert networkx.is_directed_acyclic_graph(to_networkx(model, initializers=True)), case.name
+        assert to_dot(model, changed=diff(model, model)).endswith("}\n"), case.name
+        assert diff(model, model).same, case.name
 
 
 @pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
