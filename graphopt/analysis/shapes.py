@@ -151,7 +151,7 @@ class Shapes:
         self._main.set_symbolic_value(value, dims)
 
     def is_named(self, dim: Dim) -> bool:
-        """Return whether ``dim`` is a number or made of the model's own symbols, and not a name for something unknown."""
+        """Return whether ``dim`` is a number or made of the model's own symbols, not a name for something unknown."""
         if isinstance(dim, int):
             return True
         return dim.value is not None and not any(
