@@ -214,9 +214,9 @@ class OnnxRuntimeExecutable(Executable):
         return sessions.run(self.session, inputs)
 
     def bind(self, inputs: Feeds) -> None:
-        """Put ``inputs`` on the device; outputs stay there too. Sequences and optionals are given at each step."""
+        """Put ``inputs`` on the device; outputs stay there too. What cannot be bound is given at each step."""
         values = (*self.session.get_inputs(), *self.session.get_outputs())
-        if not all(value.type.startswith("tensor") for value in values):
+        if any(value.type == "tensor(string)" or not value.type.startswith("tensor") for value in values):
             self._step = lambda: self.session.run(None, dict(inputs))
             return
         binding = self.session.io_binding()

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -161,7 +162,8 @@ def _hushed(said: list[str]) -> Iterator[None]:
         original = os.dup(2)
         os.dup2(log.fileno(), 2)
         try:
-            yield
+            with warnings.catch_warnings(action="ignore"):
+                yield
         finally:
             os.dup2(original, 2)
             os.close(original)
@@ -273,7 +275,7 @@ def _spill(values: Iterable[ir.Value], path: Path) -> list[int]:
 
 def _plain(tensor: ir.TensorProtocol) -> bool:
     """Return whether numpy holds the tensor's elements as ONNX stores them."""
-    return sys.byteorder == "little" and tensor.dtype.itemsize >= 1 and tensor.numpy().dtype.kind in "biufc"
+    return sys.byteorder == "little" and tensor.dtype.itemsize >= 1 and tensor.numpy().dtype.isbuiltin == 1
 
 
 def _share(model: ir.Model, values: Sequence[ir.Value], options: onnxruntime.SessionOptions) -> list[object]:
@@ -318,7 +320,7 @@ def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray[A
                 names, {name: to_ort(array) for name, array in inputs.items()}
             )
             outputs = [from_ort(value) for value in values]
-    except _errors(*_REFUSALS, *_FAILURES, also=(ValueError,)) as error:
+    except _errors(*_REFUSALS, *_FAILURES, also=(RuntimeError, ValueError)) as error:
         raise failure(error) from error
     return dict(zip(names, outputs, strict=True))
 
@@ -343,7 +345,7 @@ def to_ort(array: np.ndarray[Any, Any], device: str = "cpu") -> onnxruntime.OrtV
     """
     from onnxruntime import OrtValue
 
-    if array.dtype.kind in "biufcOUS":
+    if array.dtype.isbuiltin == 1:
         return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array).reshape(array.shape), device)
     tensor = ir.Tensor(array, dtype=ir.DataType.from_numpy(array.dtype))
     value = OrtValue.ortvalue_from_shape_and_type(array.shape, tensor.dtype.value)
