@@ -143,11 +143,14 @@ def _briefly(given: Any) -> str:
 def save(path: str | Path, feeds: Sequence[Feeds]) -> None:
     """Write feeds to an ``.npz`` for :func:`load`: ``name``, or ``name/i`` of feed i, ``name/i/j`` of a list."""
     arrays: dict[str, Any] = {}
+    numbered = len(feeds) > 1 or any(
+        isinstance(given, (list, tuple)) for feed in feeds for given in feed.values()
+    )
     for i, feed in enumerate(feeds):
         for name, given in feed.items():
-            key = f"{name}/{i}" if len(feeds) > 1 else name
+            key = f"{name}/{i}" if numbered else name
             if isinstance(given, (list, tuple)):
-                arrays |= {f"{name}/{i}/{j}": _plain(element) for j, element in enumerate(given)}
+                arrays |= {f"{key}/{j}": _plain(element) for j, element in enumerate(given)}
             elif given is not None:
                 arrays[key] = _plain(given)
     np.savez(path, allow_pickle=False, **arrays)
@@ -191,19 +194,19 @@ def load(path: str | Path) -> Feeds | list[Feeds]:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; write one with numpy.savez")
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as head:
+            what = (
+                "one array without a name"
+                if head.read(6) == np.lib.format.MAGIC_PREFIX
+                else "no .npz archive"
+            )
+        raise InputError(f"{path}: it holds {what}; write it with numpy.savez(path, name=array)")
     try:
         with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise InputError(
-                    f"{path}: it holds one array without a name; write it with numpy.savez(path, name=array)"
-                )
             arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        why = (
-            "it holds Python objects, which are not unpickled"
-            if "pickle" in str(error)
-            else str(error) or "it is empty"
-        )
+        why = "it holds Python objects, which are not unpickled" if "pickle" in str(error) else str(error)
         raise InputError(f"{path}: it cannot be read as .npz: {why}; write it with numpy.savez") from error
     if not arrays:
         raise InputError(f"{path}: it holds no arrays; write it with numpy.savez(path, name=array)")

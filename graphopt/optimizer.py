@@ -103,7 +103,7 @@ def optimize(
         pipeline=steps,
         make_context=lambda model, plan: Context(
             model,
-            samples=feeds if feeds is not None else lambda: samples.draw(original, seed=seed),
+            samples=feeds if feeds is not None else lambda: run.samples(),
             calibration=calibration,
             target=backend,
             seed=seed,
@@ -169,16 +169,18 @@ class _Run:
     ) -> None:
         self.original, self.start, self.pipeline, self.make_context = original, start, pipeline, make_context
         self.verify, self.strict, self.limit, self.dump = verify, strict, limit, dump
-        self.reproducers, self.progress = reproducers, progress
+        self.reproducers, self.progress, self.seed = reproducers, progress, seed
         self.plan = Plan(limit=limit)
         self.blamed: list[Blame] = []
         self.remarks: list[str] = []
         self.baseline: Baseline | None = None
         if verify:
             progress("running the original", 0, 0)
-            self.baseline = Baseline(
-                original, feeds if feeds is not None else samples.draw(original, seed=seed)
-            )
+            self.baseline = Baseline(original, feeds, seed=seed)
+
+    def samples(self) -> Sequence[Feeds]:
+        """Return the inputs that the original was run on; inputs that are merely drawn where it is not run."""
+        return self.baseline.feeds if self.baseline is not None else samples.draw(self.original, seed=self.seed)
 
     def result(self, name: str) -> Result:
         """Execute until everything that is left is proved."""
@@ -286,7 +288,11 @@ class _Run:
             passes=execution.entries,
             checks=checks,
             blamed=self.blamed,
-            remarks=[*self.remarks, *execution.context.remarks],
+            remarks=[
+                *self.remarks,
+                *execution.context.remarks,
+                *(self.baseline.remarks if self.baseline is not None else ()),
+            ],
             versions=versions(),
         )
         feeds = self.baseline.feeds if self.baseline is not None else ()

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from . import samples
 from .context import Feeds
 from .model import save
 from .report import PassEntry
@@ -29,12 +28,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     save(before, folder / "before.onnx")
     save(after, folder / "after.onnx")
-    arrays = {
-        f"{name}/{i}" if len(feeds) > 1 else name: a
-        for i, feed in enumerate(feeds)
-        for name, a in feed.items()
-    }
-    np.savez(folder / "inputs.npz", **arrays)
+    samples.save(folder / "inputs.npz", feeds)
     place = folder.resolve()
     check = (
         f"graphopt check '{place / 'before.onnx'}' '{place / 'after.onnx'}' --inputs '{place / 'inputs.npz'}'"
