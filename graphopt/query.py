@@ -40,6 +40,8 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     held = producer.attributes.get("value")
     if held is not None and held.type == ir.AttributeType.TENSOR and not held.is_ref():
         return held.as_tensor()  # get_const_tensor would rename the tensor, which other models may share
+    if "sparse_value" in producer.attributes or not producer.attributes:
+        return None
     return ir.convenience.get_const_tensor(value)
 
 
@@ -215,12 +217,12 @@ def axis_of(axis: int, rank: int) -> int:
 
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
     """Yield the graphs that ``node`` carries as attributes."""
-    for attr in node.attributes.values():
-        if attr.is_ref():
-            continue
-        if attr.type == ir.AttributeType.GRAPH:
+    if not node.attributes.data:
+        return
+    for attr in node.attributes.data.values():
+        if attr.type == ir.AttributeType.GRAPH and not attr.is_ref():
             yield attr.as_graph()
-        elif attr.type == ir.AttributeType.GRAPHS:
+        elif attr.type == ir.AttributeType.GRAPHS and not attr.is_ref():
             yield from attr.as_graphs()
 
 

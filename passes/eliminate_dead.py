@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from graphopt.context import Context
 
 OPTIONAL_OUTPUTS = (
-    "Attention",
     "Dropout",
     "GRU",
     "LSTM",

@@ -73,6 +73,8 @@ class _Sweep:
 
     def _control(self, node: ir.Node) -> None:
         """Tell the bodies of ``node`` what is passed to them, sweep them, and learn from what they give."""
+        if any(attr.is_ref() for attr in node.attributes.values()):
+            return
         for inner in subgraphs(node):
             before = [(value.type, value.shape) for value in inner.inputs]
             for value, description in zip(inner.inputs, _passed(node), strict=False):
