@@ -12,11 +12,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from . import origin
 from .analysis.cost import label
 from .errors import UnavailableError, UsageError
 from .interfaces import place
 from .query import constant_tensor, is_op, subgraphs
-from .structure import Diff, Kind, scope_of, typed
+from .structure import Diff, Kind, typed
 
 LIMIT = 120
 """A picture has at most so many boxes, unless asked for more: scopes are collapsed until it has."""
@@ -127,7 +128,7 @@ def _boxes(nodes: list[ir.Node], limit: int, depth: int | None) -> tuple[list[_B
 
 
 def _scope(node: ir.Node) -> tuple[str, ...]:
-    scope = scope_of(node)
+    scope = origin.scope(node)
     return tuple(scope.split(".")) if scope else ()
 
 

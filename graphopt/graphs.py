@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from . import origin
 from .dot import to_dot as to_dot
 from .interfaces import place
 from .query import is_op, subgraphs
-from .structure import scope_of
 
 if TYPE_CHECKING:
     import networkx
@@ -103,7 +103,7 @@ def _facts(node: ir.Node) -> dict[str, Any]:
         "op_type": node.op_type,
         "domain": node.domain,
         "name": node.name or "",
-        "scope": scope_of(node),
+        "scope": origin.scope(node),
         "attributes": {
             k: a.value for k, a in node.attributes.items() if not a.is_ref() and a.type not in graphs
         },

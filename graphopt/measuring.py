@@ -220,8 +220,8 @@ def profile(
 ) -> dict[str, list[NodeShare]]:
     """Return for each model what its nodes take, in the order of execution; arguments as of :func:`measure`."""
     from .interfaces import place
+    from .origin import scope
     from .query import all_nodes
-    from .structure import scope_of
 
     field = _Field(models, target, None, threads, settings, progress)
     with field.compiled() as executables:
@@ -231,7 +231,7 @@ def profile(
         progress(f"profiling {title}", 0, 0)
         times = field.backend.profile(model, feed, runs, **field.settings)
         total = sum(each.milliseconds for each in times) or 1.0
-        scopes = {place(node): scope_of(node) for node in all_nodes(model)}
+        scopes = {place(node): scope(node) for node in all_nodes(model)}
         found[title] = [
             NodeShare(
                 each.node,

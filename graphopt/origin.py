@@ -6,6 +6,7 @@ node; a rewrite merges the notes of what it replaces into what it makes, and add
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,12 @@ SOURCE = "graphopt.source"
 FX_NODE = "graphopt.fx_node"
 """Names of the FX nodes, one a line."""
 
+EXPORTED_SCOPES = "pkg.torch.onnx.name_scopes"
+"""Note of torch's exporter: a Python list as text, the modules from the outermost on, then the FX node."""
+EXPORTED_NAME = re.compile(r"'([^']*)'")
+NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
+"""What the exporter writes where an operator belongs to no module."""
+
 MAX_NOTES = 16
 """A node that stands for more originals than this names so many of them."""
 
@@ -35,7 +42,7 @@ def merge(made: Sequence[ir.Node], replaced: Iterable[ir.Node], pass_name: str) 
         return
     replaced = list(replaced)
     notes = {key: _union(replaced, key) for key in (SOURCE, FX_NODE)}
-    notes[SCOPE] = _common([node.metadata_props.get(SCOPE, "") for node in replaced])
+    notes[SCOPE] = _common([scope(node) for node in replaced])
     notes[ORIGIN] = _lines(name for node in replaced for name in origins(node))
     passes = _union(replaced, PASSES)
     notes[PASSES] = _lines([*passes.split("\n"), pass_name])
@@ -53,8 +60,22 @@ def origins(node: ir.Node) -> list[str]:
 
 
 def scope(node: ir.Node) -> str:
-    """Return the path of the torch module that ``node`` came from, ``""`` where it is not known."""
-    return node.metadata_props.get(SCOPE, "")
+    """Return the path of the torch module that ``node`` came from, ``""`` where nothing tells.
+
+    Taken from graphopt's own note, else from the exporter's, else from a name like ``/layer1/layer1.0/conv1/Conv``.
+    """
+    noted = node.metadata_props.get(SCOPE)
+    if noted is not None:
+        return noted
+    exported = EXPORTED_NAME.findall(node.metadata_props.get(EXPORTED_SCOPES, ""))
+    if exported:
+        return exported[-2].replace(NO_MODULE, "") if len(exported) > 1 else ""
+    path: list[str] = []
+    for part in (node.name or "").split("/")[1:-1]:
+        if path and part.startswith(f"{path[-1]}."):
+            path.pop()
+        path.append(part)
+    return ".".join(path)
 
 
 def strip(model: ir.Model) -> None:

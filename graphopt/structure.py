@@ -20,14 +20,11 @@ from .query import all_graphs, all_nodes, constant_tensor, is_op
 
 Kind = Literal["removed", "added", "changed"]
 MARKS: dict[Kind, str] = {"removed": "-", "added": "+", "changed": "~"}
+WIDE = 100
+"""Characters of a line of text that holds several details."""
 SMALL = 1024
 """Constants of so many elements are compared by value; larger ones where that is asked for."""
-EXPORTER_SCOPES = "pkg.torch.onnx.name_scopes"
-EXPORTED_NAME = re.compile(r"'([^']*)'")
-"""The note is the text of a Python list: names of modules from the outermost, then that of the FX node."""
-NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
-"""What the exporter writes where an operator belongs to no module."""
-NUMBER = re.compile(r"\d+")
+NUMBER = re.compile(r"_?\d+")
 ALIKE = 4
 """So many entries of one scope that read the same become one line of text."""
 
@@ -106,7 +103,7 @@ def _scoped(entries: list[Entry]) -> Iterator[str]:
     printed = {scope: list(_alike(found)) for scope, found in scopes.items()}
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for scope, lines in printed.items():
-        groups[tuple(NUMBER.sub("0", line) for line in lines)].append(scope)
+        groups[tuple(NUMBER.sub("", line) for line in lines)].append(scope)
     for first, *others in groups.values():
         yield ""
         if len(others) >= ALIKE:
@@ -117,16 +114,27 @@ def _scoped(entries: list[Entry]) -> Iterator[str]:
 
 
 def _alike(entries: list[Entry]) -> Iterator[str]:
-    """Yield a line for each entry, one for all that differ only in their names."""
+    """Yield a line for each entry, one for all that differ only in numbers."""
     groups: dict[tuple[Kind, str, tuple[str, ...]], list[Entry]] = defaultdict(list)
     for entry in entries:
-        groups[entry.kind, entry.op_type, entry.details].append(entry)
-    for (kind, op_type, details), group in groups.items():
-        tail = f": {'; '.join(details)}" if details else ""
+        details = tuple(NUMBER.sub("", detail) for detail in entry.details)
+        groups[entry.kind, entry.op_type, details].append(entry)
+    for (kind, op_type, _), group in groups.items():
         if len(group) >= ALIKE:
-            yield f"{MARKS[kind]} {op_type} ×{len(group)} ({group[0].place} … {group[-1].place}){tail}"
+            yield from _lines(f"{MARKS[kind]} {op_type} ×{len(group)}, as {group[0].place}", group[0].details)
         else:
-            yield from (f"{MARKS[kind]} {op_type} {entry.place}{tail}" for entry in group)
+            for entry in group:
+                yield from _lines(f"{MARKS[kind]} {op_type} {entry.place}", entry.details)
+
+
+def _lines(head: str, details: tuple[str, ...]) -> Iterator[str]:
+    """Yield one line, or one for each detail where it would be too wide."""
+    line = f"{head}: {'; '.join(details)}" if details else head
+    if len(details) < 2 or len(line) <= WIDE:
+        yield line
+    else:
+        yield head
+        yield from (f"    {detail}" for detail in details)
 
 
 def _weight_lines(weights: list[tuple[str, str, str]]) -> Iterator[str]:
@@ -138,26 +146,6 @@ def _weight_lines(weights: list[tuple[str, str, str]]) -> Iterator[str]:
             yield f"  {mark} {text} ×{len(names)} ({names[0]} … {names[-1]})"
         else:
             yield from (f"  {mark} {name}: {text}" for name in names)
-
-
-def scope_of(node: ir.Node) -> str:
-    """Return the path of the torch module that ``node`` came from, ``""`` where nothing tells.
-
-    Taken from graphopt's own note, else from the exporter's, else from a name like ``/layer1/layer1.0/conv1/Conv``.
-    """
-    noted = origin.scope(node)
-    if noted:
-        return noted
-    exported = node.metadata_props.get(EXPORTER_SCOPES)
-    if exported:
-        names = EXPORTED_NAME.findall(exported)
-        return names[-2].replace(NO_MODULE, "") if len(names) > 1 else ""
-    path: list[str] = []
-    for part in (node.name or "").split("/")[1:-1]:
-        if path and part.startswith(f"{path[-1]}."):
-            path.pop()
-        path.append(part)
-    return ".".join(path)
 
 
 def diff(a: ir.Model, b: ir.Model, *, values: bool = False) -> Diff:
@@ -208,7 +196,7 @@ def _nodes(model: ir.Model) -> list[ir.Node]:
 
 
 def _entry(kind: Kind, node: ir.Node, details: Iterable[str]) -> Entry:
-    return Entry(kind, place(node), label(node), scope_of(node), tuple(details))
+    return Entry(kind, place(node), label(node), origin.scope(node), tuple(details))
 
 
 def _origins(nodes_a: list[ir.Node], nodes_b: list[ir.Node], pairs: Matching) -> dict[ir.Node, list[ir.Node]]:
@@ -242,7 +230,7 @@ def _in_order(
     states: dict[ir.Node, Kind],
 ) -> list[Entry]:
     """Put removed nodes before the others of their scope; scopes in the order in which A, then B come to them."""
-    scopes = {name: i for i, name in enumerate(dict.fromkeys(map(scope_of, [*nodes_a, *nodes_b])))}
+    scopes = {name: i for i, name in enumerate(dict.fromkeys(map(origin.scope, [*nodes_a, *nodes_b])))}
     return sorted([*removed.values(), *entries], key=lambda entry: scopes[entry.scope])
 
 

@@ -144,11 +144,11 @@ def facts(model: ir.Model, spent: Cost) -> dict[str, Any]:
 
 
 def _rows(model: ir.Model, spent: Cost) -> list[dict[str, Any]]:
+    from .. import origin
     from ..interfaces import place
     from ..query import all_nodes
-    from ..structure import scope_of
 
-    scopes = {place(node): scope_of(node) for node in all_nodes(model)}
+    scopes = {place(node): origin.scope(node) for node in all_nodes(model)}
     return [
         {
             "place": n.place,

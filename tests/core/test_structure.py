@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt import origin, plugins
-from graphopt.structure import diff, scope_of, typed
+from graphopt.structure import diff, typed
 from graphopt.testing import run
 from graphopt.text import from_text
 
@@ -59,8 +59,10 @@ stem.bn
   - BatchNormalization bn: went into Conv bn
 
 stem
-  ~ Conv bn: input 1: w float[2,2,1,1] of other values; input 2: nothing → [1.0, 0.0]; \
-takes in BatchNormalization bn (fold-batchnorm)
+  ~ Conv bn
+      input 1: w float[2,2,1,1] of other values
+      input 2: nothing → [1.0, 0.0]
+      takes in BatchNormalization bn (fold-batchnorm)
 """
     )
 
@@ -163,7 +165,7 @@ layer.1, and 5 alike: layer.2 … layer.6
   - Neg n1
 
 other
-  - Exp ×6 (e1 … e6)
+  - Exp ×6, as e1
 """
     )
 
@@ -190,7 +192,7 @@ def test_nodes_in_subgraphs_are_compared() -> None:
     ],
 )
 def test_the_scope_of_a_node(name: str, props: dict[str, str], want: str) -> None:
-    assert scope_of(ir.Node("", "Relu", [], name=name, metadata_props=props)) == want
+    assert origin.scope(ir.Node("", "Relu", [], name=name, metadata_props=props)) == want
 
 
 def test_types_as_text() -> None:
