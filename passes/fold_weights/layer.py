@@ -236,11 +236,12 @@ class Layer:
         return tape.constant(rounded, self._bias_name())
 
     def _bias_name(self) -> str:
-        """Return the old bias's name, or ``conv1.bias`` beside ``conv1.weight``."""
-        if self.b is not None and self.b.name:
-            return self.b.name
-        name = self.w.name or ""
-        return f"{name.removesuffix('weight')}bias" if name.endswith("weight") else f"{name}_bias"
+        """Return the old bias's name where it belongs to this layer, else ``conv1.bias`` beside ``conv1.weight``."""
+        w, old = self.w.name or "", self.b.name if self.b is not None and len(self.b.uses()) == 1 else None
+        module = w.removesuffix("weight")
+        if old and (module == w or old.startswith(module)):
+            return old
+        return f"{w}_bias" if module == w else f"{module}bias"
 
     def _record(
         self,
