@@ -85,7 +85,10 @@ class Case(pytest.Item):
         if self.config.getoption("--accept"):
             self._accept(text, unchanged, declined)
         else:
-            same("after", self.blocks.get("onnx after", unchanged), text)
+            if "onnx after" in self.blocks:
+                same("after", self.blocks["onnx after"], text)
+            else:
+                same("after", _untyped(before), _untyped(after))
             if "declined" in self.blocks:
                 same("declined", self.blocks["declined"], declined)
         same("input model", unchanged, to_text(before))

@@ -21,7 +21,8 @@ Path = tuple[int, ...]
 """Numbers of the graphs around a constant, outermost first."""
 Candidate = tuple[ir.Value, ir.TensorProtocol, Path]
 
-PROBE_BYTES = 64
+PROBE = 16
+"""Elements at either end that are looked at first."""
 CHUNK_BYTES = 1 << 20
 
 
@@ -31,7 +32,7 @@ class DeduplicateConstants(Pass):
     The first one in the order of the graph stays, initializers before nodes; a subgraph uses those of the graphs
     around it. A constant that is an input or output of a graph keeps its name and stays. Weights are read only
     where another constant has the same type and shape, as far as it takes to tell the two apart: their first and
-    last 64 bytes, then a digest (BLAKE2b, 256 bits).
+    last 16 elements, then a digest (BLAKE2b, 256 bits).
 
     Exact: bytes are compared, so that 0.0 and -0.0 are two constants. Source: ONNX IR, "Graphs", initializers.
     """
@@ -87,14 +88,17 @@ def _split(group: Sequence[Candidate], key: Any) -> Iterator[Sequence[Candidate]
 
 
 def _ends(tensor: ir.TensorProtocol) -> Hashable:
-    data = _bytes(tensor)
-    return data[:PROBE_BYTES].tobytes(), data[-PROBE_BYTES:].tobytes()
+    """Return the first and last few elements, without laying out a view of a large weight."""
+    if isinstance(tensor, ir.StringTensor):
+        return None
+    elements = tensor.numpy().flat
+    return elements[:PROBE].tobytes(), elements[-PROBE:].tobytes()
 
 
 def _digest(tensor: ir.TensorProtocol) -> Hashable:
-    data = _bytes(tensor)
-    if data.size <= 2 * PROBE_BYTES:
+    if not isinstance(tensor, ir.StringTensor) and tensor.size <= 2 * PROBE:
         return None
+    data = _bytes(tensor)
     digest = hashlib.blake2b(digest_size=32)
     for start in range(0, data.size, CHUNK_BYTES):
         digest.update(data[start : start + CHUNK_BYTES].data)

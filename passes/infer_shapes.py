@@ -20,10 +20,10 @@ Dim = int | ir.SymbolicDim
 class InferShapes(Pass):
     """Write down the type and shape of every value, as far as they follow from the inputs, in one sweep.
 
-    What is declared stays; a dimension without a size, or with a symbol for what is a number, is filled in, and the
-    model's own symbols are used. Bodies of Loop and Scan learn the types of what is passed to them and the shapes of
-    scanned slices; If, Loop and Scan learn from their bodies what holds whichever way they go: the dimensions in
-    which the branches agree, and of a carried value those in which its start and its next value agree.
+    What is declared stays, a dimension that is declared without a size is filled in, and the model's own symbols are
+    used. Bodies of Loop and Scan learn the types of what is passed to them and the shapes of scanned slices; If, Loop
+    and Scan learn from their bodies what holds whichever way they go: the dimensions in which the branches agree,
+    and of a carried value those in which its start and its next value agree.
 
     Exact: no node changes. Source: ONNX, "Shape inference"; If-16, Loop-16, Scan-16. Classifiers, regressors and
     maps of ``ai.onnx.ml`` keep what is declared.
@@ -47,7 +47,7 @@ class _Sweep:
         for node in graph:
             if has_subgraphs(node):
                 self._control(node)
-            elif not all(map(_settled, node.outputs)):
+            elif not all(map(self._settled, node.outputs)):
                 before = [(value.type, value.shape) for value in node.outputs]
                 self.shapes.infer(node)
                 self._account(node, node.outputs, before)
@@ -66,6 +66,14 @@ class _Sweep:
             return False
         return old_shape is None or any(
             self._knows(new) > self._knows(old) for new, old in zip(value.shape, old_shape, strict=True)
+        )
+
+    def _settled(self, value: ir.Value) -> bool:
+        """Return whether nothing is missing of type and shape of ``value``; an output that is left out needs none."""
+        if value.name == "":
+            return True
+        return (
+            value.type is not None and value.shape is not None and all(map(self.shapes.is_named, value.shape))
         )
 
     def _knows(self, dim: Dim) -> int:
@@ -100,13 +108,6 @@ class _Sweep:
             ]
             if any(n is not o for n, o in zip(dims, value.shape, strict=True)):
                 value.shape = ir.Shape(dims)
-
-
-def _settled(value: ir.Value) -> bool:
-    """Return whether nothing more can be learnt about ``value``."""
-    return value.name == "" or (
-        value.type is not None and value.shape is not None and value.shape.is_static()
-    )
 
 
 def _passed(node: ir.Node) -> Iterator[Description]:

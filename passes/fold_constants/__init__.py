@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,9 @@ QUANTIZATION = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 STATEFUL = ("Loop", "Scan", "SequenceMap", "Optional", "SequenceConstruct", "SequenceEmpty")
 VIEWS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 """Operators whose result on a constant is numpy's view of it: nothing is copied before it is saved."""
+
+SIZED = ("Expand", "ConstantOfShape", "Tile", "Range", "Pad", "OneHot", "Resize", "Upsample", "Col2Im", "CenterCropPad")
+"""Operators whose result is as large as the values of an input say; others make at most the outer product."""
 
 
 class Growth:
@@ -86,6 +90,8 @@ class FoldConstants(Rewrite):
     def _affordable(self, node: ir.Node, tape: Tape) -> None:
         """Decline before anything is computed where the declared shapes tell that it is too large."""
         if node.op_type in VIEWS:
+            return
+        if node.op_type not in SIZED and _outer_bytes(node) <= self.limit_bytes:
             return
         tape.shapes().infer(node)
         expected = sum(_expected_bytes(value, node) for value in node.outputs)
@@ -200,14 +206,21 @@ def _initializer(tape: Tape, array: np.ndarray[Any, Any], value: ir.Value) -> ir
 
 
 def _expected_bytes(value: ir.Value, node: ir.Node) -> int:
-    if value.shape is None or not value.shape.is_static() or value.dtype is None:
+    if value.shape is None or not value.shape.is_static() or value.dtype in (None, ir.DataType.STRING):
         return _guess(node)
+    assert value.dtype is not None
     return int(np.prod(value.shape.numpy(), dtype=np.float64) * value.dtype.bitwidth / 8)
 
 
 def _guess(node: ir.Node) -> int:
     """Return the bytes of the largest input, where the shape of a result is not known beforehand."""
     return max((t.nbytes for v in node.inputs if (t := constant_tensor(v)) is not None), default=0)
+
+
+def _outer_bytes(node: ir.Node) -> int:
+    """Return the bytes of the outer product of all inputs, which bounds what an operator makes of them."""
+    sizes = [tensor.size for value in node.inputs if (tensor := constant_tensor(value)) is not None]
+    return 8 * math.prod(max(size, 1) for size in sizes)
 
 
 def _too_large(nbytes: int, limit: int) -> str:
