@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import compress
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from .interfaces import place
 from .query import subgraphs
+
+if TYPE_CHECKING:
+    import onnx.defs
 
 
 @dataclass(frozen=True)
@@ -173,42 +178,47 @@ def operators_get_their_types(unit: _Unit) -> Iterator[str]:
     imported = unit.graph.opset_imports
     for nodes in unit.nodes.values():
         for node in nodes:
-            letters = _letters(node.domain, node.op_type, imported.get(node.domain, 0))
-            if letters is None:
-                continue
-            bound: dict[str, ir.Value] = {}
-            for names, values in zip(letters, (node.inputs, node.outputs), strict=True):
-                for letter, value in zip(names, values, strict=False):
-                    if letter is None or value is None or type(value.type) is not ir.TensorType:
-                        continue
-                    first = bound.setdefault(letter, value)
-                    if first is not value and first.dtype != value.dtype:
-                        yield (
-                            f"{node.op_type} {place(node)} wants one type for {first.name} and {value.name}, "
-                            f"which are {first.dtype} and {value.dtype}"
-                        )
+            for inputs, outputs in _alike(node.domain, node.op_type, imported.get(node.domain, 0)):
+                first: ir.Value | None = None
+                for values, chosen in ((node.inputs, inputs), (node.outputs, outputs)):
+                    for value in compress(values, chosen):
+                        if value is None or (kind := value.type) is None or type(kind) is not ir.TensorType:
+                            continue
+                        if first is None:
+                            first, dtype = value, kind.dtype
+                        elif kind.dtype != dtype:
+                            yield (
+                                f"{node.op_type} {place(node)} wants one type for {first.name} and {value.name}, "
+                                f"which are {dtype} and {kind.dtype}"
+                            )
 
 
 @cache
-def _letters(domain: str, op_type: str, version: int) -> tuple[tuple[str | None, ...], ...] | None:
-    """Return the type variables of an operator's inputs and outputs; ``None`` for one without any two alike."""
+def _alike(domain: str, op_type: str, version: int) -> tuple[tuple[list[bool], list[bool]], ...]:
+    """Return, for each type variable of an operator that is used twice, which inputs and outputs are of it."""
     import onnx.defs
 
-    if domain or not onnx.defs.has(op_type, version):
-        return None
+    if domain or not 0 < version < 1 << 31 or not onnx.defs.has(op_type, version):
+        return ()
     schema = onnx.defs.get_schema(op_type, version)
-    homogeneous = [
-        [
-            p.type_str if p.is_homogeneous and "(" not in p.type_str else None
-            for p in parameters
-            for _ in range(64 if p.option == onnx.defs.OpSchema.FormalParameterOption.Variadic else 1)
+
+    def chosen(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], letter: str) -> list[bool]:
+        variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
+        return [
+            parameter.type_str == letter
+            for parameter in parameters
+            for _ in range(_MANY if parameter.option == variadic and parameter.is_homogeneous else 1)
         ]
-        for parameters in (schema.inputs, schema.outputs)
-    ]
-    every = [letter for letters in homogeneous for letter in letters if letter is not None]
-    if len(every) == len(set(every)):
-        return None
-    return tuple(map(tuple, homogeneous))
+
+    letters = {
+        p.type_str for p in (*schema.inputs, *schema.outputs) if "(" not in p.type_str and p.is_homogeneous
+    }
+    pairs = [(chosen(schema.inputs, letter), chosen(schema.outputs, letter)) for letter in sorted(letters)]
+    return tuple((i, o) for i, o in pairs if sum(i) + sum(o) > 1)
+
+
+_MANY = 256
+"""A variadic input is checked up to here."""
 
 
 def no_recursion(model: ir.Model) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ def clone(model: ir.Model, swap: Swap | None = None) -> ir.Model:
     """
     with collector_paused():
         copier = _Copier(swap)
-        return ir.Model(
+        new = ir.Model(
             copier.graph(model.graph),
             ir_version=model.ir_version,
             producer_name=model.producer_name,
@@ -32,6 +33,8 @@ def clone(model: ir.Model, swap: Swap | None = None) -> ir.Model:
             metadata_props=dict(model.metadata_props),
             device_configurations=model.device_configurations,
         )
+        _copy_meta(model, new)
+        return new
 
 
 @contextmanager
@@ -110,10 +113,24 @@ class _Copier:
             name=node.name,
             doc_string=node.doc_string,
             metadata_props=dict(node.metadata_props) or None,
-            device_configurations=node.device_configurations,
+            device_configurations=self.devices(node) if node.device_configurations else (),
         )
         _copy_meta(node, new)
         return new
+
+    def devices(self, node: ir.Node) -> tuple[Any, ...]:
+        """Return how ``node`` is spread over devices, in terms of the new values."""
+        replace = dataclasses.replace
+        return tuple(
+            replace(
+                configuration,
+                sharding_specs=tuple(
+                    replace(spec, value=spec.value and self.values.get(spec.value, spec.value))
+                    for spec in configuration.sharding_specs
+                ),
+            )
+            for configuration in node.device_configurations
+        )
 
     def attribute(self, attr: ir.Attr) -> ir.Attr:
         kind = attr.type

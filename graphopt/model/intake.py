@@ -6,6 +6,7 @@ What is put into another form, and means the same:
 - an attribute without a type (IR version 1) gets the type of the field that is filled;
 - a model without operator sets (IR version 1 and 2) imports version 1; the domain ``ai.onnx`` is written ``""``;
 - a negative dimension of a declared shape, which some exporters write for an unknown one, becomes unknown;
+- text that is not UTF-8 has its foreign bytes escaped;
 - the types of maps and opaque values, which ``onnx_ir`` does not know, are put aside, and back when saving.
 """
 
@@ -92,12 +93,14 @@ class _Intake:
                 f"IR version {proto.ir_version} is not known to onnx {onnx.__version__}, which reads 1 to "
                 f"{onnx.IR_VERSION}; upgrade onnx, or export for an older version"
             )
+        _clean(proto, "producer_name", "producer_version", "domain", "doc_string")
         if not proto.opset_import and proto.ir_version < 3:
             proto.opset_import.add(domain="", version=1)
         self.opsets(proto.opset_import, "it")
         self.graph(proto.graph)
         seen = set()
         for function in proto.functions:
+            _clean_texts(function, "name", "domain", "overload")
             identity = (function.domain, function.name, function.overload)
             if identity in seen:
                 self.fail(f"function {function.domain}::{function.name} is defined twice; remove one of them")
@@ -107,18 +110,22 @@ class _Intake:
     def opsets(self, imports: Iterable[onnx.OperatorSetIdProto], owner: str) -> None:
         versions: dict[str, int] = {}
         for opset in imports:
+            _clean_texts(opset, "domain")
             if opset.domain == "ai.onnx":
                 opset.domain = ""
             if versions.setdefault(opset.domain, opset.version) != opset.version:
                 self.fail(f"{owner} imports two versions of the operator set {opset.domain!r}; keep one")
 
     def function(self, function: onnx.FunctionProto) -> None:
+        _clean(function, "doc_string")
+        _clean_names(function.input, function.output, function.attribute)
         label = f"function {function.domain}::{function.name}"
         self.opsets(function.opset_import, label)
         scope = set(function.input)
         self.unique(function.input, f"an input of {label}")
         self.nodes(function.node, scope, label)
         for attribute in function.attribute_proto:
+            _clean_texts(attribute, "name", "doc_string")
             self.attribute(attribute, label)
         for output in function.output:
             if output not in scope:
@@ -127,7 +134,13 @@ class _Intake:
             self.value(value)
 
     def graph(self, graph: onnx.GraphProto) -> None:
+        _clean(graph, "name", "doc_string")
         label = f"graph {graph.name!r}" if graph.name else "the graph"
+        for values in (graph.input, graph.output, graph.value_info):
+            for value in values:
+                self.value(value)
+        for tensor in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
+            _clean(tensor, "name", "doc_string")
         inputs = [value.name for value in graph.input]
         self.unique(inputs, f"an input of {label}")
         for sparse in graph.sparse_initializer:
@@ -137,9 +150,6 @@ class _Intake:
         self.unique(initializers, f"an initializer of {label}")
         for tensor in graph.initializer:
             self.tensor(tensor, f"initializer {tensor.name!r}")
-        for values in (graph.input, graph.output, graph.value_info):
-            for value in values:
-                self.value(value)
         scope = {*inputs, *initializers}
         self.nodes(graph.node, scope, label)
         for value in graph.output:
@@ -158,6 +168,8 @@ class _Intake:
     def nodes(self, nodes: Iterable[onnx.NodeProto], scope: set[str], label: str) -> None:
         """Check nodes and add what they make to ``scope``; the order is not looked at."""
         for node in nodes:
+            _clean(node, "name", "op_type", "domain", "overload", "doc_string")
+            _clean_names(node.input, node.output)
             for name in node.output:
                 if name in scope:
                     self.fail(f"{name!r}, an output of {_place(node)}, is defined twice; rename one of them")
@@ -174,6 +186,7 @@ class _Intake:
                         f"the model is damaged"
                     )
             for attribute in node.attribute:
+                _clean_texts(attribute, "name", "doc_string", "ref_attr_name")
                 if attribute.type not in _PLAIN:
                     self.attribute(attribute, _place(node))
         self.scopes.pop()
@@ -215,11 +228,14 @@ class _Intake:
 
     def value(self, value: onnx.ValueInfoProto) -> None:
         """Put aside a type that is not known to ``onnx_ir``; forget negative dimensions."""
+        _clean(value, "name", "doc_string")
+        _clean_texts(value.type, "denotation")
         kind = value.type.WhichOneof("value")
         if kind == "tensor_type":
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_value < 0:
                     dim.ClearField("dim_value")
+                _clean_texts(dim, "dim_param", "denotation")
         elif kind is not None and _is_foreign(value.type):
             text = HIDDEN_TYPE + value.type.SerializeToString(deterministic=True).hex()
             value.type.Clear()
@@ -314,6 +330,30 @@ class _Intake:
         full = np.full(math.prod(dims), "" if data.dtype == object else 0, data.dtype)
         full[flat] = data
         return onnx.numpy_helper.from_array(full.reshape(dims), values.name)
+
+
+def _clean(message: Any, *fields: str) -> None:
+    """Make text of what is not UTF-8 in ``fields``, which the parser gives as bytes, and in the metadata."""
+    _clean_texts(message, *fields)
+    for entry in message.metadata_props:
+        _clean_texts(entry, "key", "value")
+
+
+def _clean_texts(message: Any, *fields: str) -> None:
+    for field in fields:
+        if type(text := getattr(message, field)) is bytes:
+            setattr(message, field, _text(text))
+
+
+def _clean_names(*lists: Any) -> None:
+    for names in lists:
+        for i, name in enumerate(names):
+            if type(name) is bytes:
+                names[i] = _text(name)
+
+
+def _text(text: bytes) -> str:
+    return text.decode("utf-8", "backslashreplace")
 
 
 _PLAIN = {

@@ -43,7 +43,7 @@ def load(path: str | Path) -> ir.Model:
             skeleton = protobuf.cut(files.own.view, files.own.release)
             proto = onnx.ModelProto.FromString(skeleton)
         except (protobuf.Malformed, DecodeError) as error:
-            raise ModelError(_no_model(path, files.own, str(error))) from None
+            raise ModelError(_no_model(path, files.own, str(error).rpartition(": ")[2].lower())) from None
         return _model(proto, str(path), files.locate, files.tensor)
 
 
@@ -83,6 +83,7 @@ def _model(
         _adopt_tensors(graph, adopt)
         if hidden:
             _stash_types(graph)
+            model.meta[intake.HIDDEN_TYPE] = True
     if problems(model):
         _repair(model)
         for problem in problems(model):

@@ -59,22 +59,22 @@ _FUNCTION: Fields = {7: _NODE, 11: _ATTRIBUTE}
 _MODEL: Fields = {7: _GRAPH, 25: _FUNCTION}
 
 
-def cut(buffer: Buffer, release: Callable[[], None] = lambda: None) -> bytes:
+def cut(buffer: Buffer, release: Callable[[int, int], None] = lambda offset, length: None) -> bytes:
     """Return the serialized model in ``buffer`` without large payloads.
 
     A tensor that had one refers to it as external data at :data:`ELSEWHERE`, by offset and length.
-    ``release`` is called now and then: the pages that were read are not needed any more.
+    ``release`` is called with (offset, length) of what was read and is not needed any more: around each payload the
+    system maps up to two megabytes that nobody reads.
 
     Raises:
         Malformed: ``buffer`` holds no such message.
     """
-    seen = 0
+    before = previous = 0
 
     def visit(field: int, start: int, end: int) -> Sequence[Piece]:
-        nonlocal seen
-        seen += 1
-        if seen % 256 == 0:
-            release()
+        nonlocal before, previous
+        release(before, start - before)
+        before, previous = previous, start
         place = {"location": ELSEWHERE[field], "offset": str(start), "length": str(end - start)}
         entries = (_field(1, key.encode()) + _field(2, value.encode()) for key, value in place.items())
         return [
@@ -85,7 +85,7 @@ def cut(buffer: Buffer, release: Callable[[], None] = lambda: None) -> bytes:
         pieces = _Walk(buffer, visit).message(0, len(buffer), _MODEL)
     except RecursionError:
         raise Malformed("its graphs are nested too deeply") from None
-    release()
+    release(0, len(buffer))
     return b"".join(piece for piece in pieces if isinstance(piece, bytes)) if pieces else bytes(buffer[:])
 
 

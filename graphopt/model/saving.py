@@ -68,18 +68,16 @@ def save(
 def to_proto(model: ir.Model, swap: Swap | None = None) -> onnx.ModelProto:
     """Return ``model`` as a ``ModelProto``, with what ``swap`` makes of each tensor in its place."""
     copy = clone(model, swap)
-    hidden = False
+    if not model.meta.get(intake.HIDDEN_TYPE):
+        return ir.to_proto(copy)
     for graph in all_graphs(copy):
         for value in (*graph.inputs, *graph.outputs, *(v for node in graph for v in node.outputs)):
             foreign = value.meta.get(intake.HIDDEN_TYPE)
             if foreign is not None and value.type is None:
-                value.type = ir.TensorType(
-                    ir.DataType.UNDEFINED, denotation=intake.HIDDEN_TYPE + foreign.hex()
-                )
-                hidden = True
+                denotation = intake.HIDDEN_TYPE + foreign.hex()
+                value.type = ir.TensorType(ir.DataType.UNDEFINED, denotation=denotation)
     proto = ir.to_proto(copy)
-    if hidden:
-        intake.unhide(proto)
+    intake.unhide(proto)
     return proto
 
 
