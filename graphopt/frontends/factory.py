@@ -12,10 +12,8 @@ from ..errors import GraphoptError, ModelError
 from ..plugins import did_you_mean
 
 ADDRESS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-RETURNS = (
-    "a callable returns (module, args), (module, args, kwargs), (module, args, kwargs, dynamic_shapes), "
-    "an ExportedProgram or an onnx_ir.Model"
-)
+SOURCES = "(module, args[, kwargs[, dynamic_shapes]]), an ExportedProgram or an onnx_ir.Model"
+"""What a callable may return."""
 
 
 def is_address(text: str) -> bool:
@@ -48,7 +46,7 @@ def call(address: str) -> object:
         ]
         raise ModelError(f"{address}: {error}{did_you_mean(qualified, known)}") from error
     if not callable(function):
-        raise ModelError(f"{address}: is no callable, got {function!r}; {RETURNS}")
+        raise ModelError(f"{address}: no callable, got {function!r}; name a function that returns {SOURCES}")
     try:
         made = function()
     except GraphoptError:
@@ -56,5 +54,5 @@ def call(address: str) -> object:
     except Exception as error:  # a stranger's code again
         raise ModelError(f"{address}: it raised {type(error).__name__}: {error}") from error
     if made is None:
-        raise ModelError(f"{address}: it returned nothing; {RETURNS}")
+        raise ModelError(f"{address}: it returned nothing; return {SOURCES}")
     return made

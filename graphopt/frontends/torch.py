@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 DIMENSIONS = "graphopt.dimensions"
 """Key in ``GraphModule.meta``: torch's symbols to the names that the user gave the dimensions."""
 OLDEST = (2, 9)
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
+BOILERPLATE = ("For ", "If you suspect", "The error above occurred")
+"""How the lines begin that torch adds to every message."""
 _Named = dict[int, dict[int, str]]
 """Of a tensor, by its ``id``: axis to the name of the dimension."""
 
@@ -157,7 +161,7 @@ def export(source: object) -> ExportedProgram:
         ready: Any = found
         found = (found, *ready.example_arguments(), ready.dynamic_shapes())
     if not (isinstance(found, tuple) and found and isinstance(found[0], torch.nn.Module) and len(found) <= 4):
-        raise UsageError(f"no torch model: got {type(found).__name__}; {factory.RETURNS}")
+        raise UsageError(f"no torch model, got {type(found).__name__}; give {factory.SOURCES}")
     module = found[0]
     args, kwargs, dynamic_shapes = (*found[1:], None, None, None)[:3]
     if not isinstance(args, (tuple, list)):
@@ -207,33 +211,36 @@ def _inference(module: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what torch says to its own developers away from the user."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
+    """Keep what torch says to its own developers away from the user; what matters of it is in its exceptions."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             for category in (FutureWarning, DeprecationWarning):
                 warnings.simplefilter("ignore", category)
             yield
     finally:
-        exporter.setLevel(level)
+        logging.disable(disabled)
 
 
 @contextlib.contextmanager
 def _failing(subject: str, what: str) -> Iterator[None]:
-    """Turn whatever is raised, by torch or by the module itself, into one sentence; the rest becomes a note."""
+    """Turn whatever is raised, by torch or by the module itself, into one sentence; the rest becomes notes."""
     try:
         yield
     except Exception as error:  # the module is a stranger's code, and torch raises exceptions of every kind
-        root: BaseException = error
-        while root.__cause__ is not None:
-            root = root.__cause__
-        first, _, rest = str(root).strip().partition("\n")
-        made = ModelError(f"{subject}: {what}: {type(root).__name__}: {first or 'no message'}")
-        for text in (rest, str(error) if root is not error else ""):
-            if text.strip():
-                made.add_note(text.strip())
+        causes: list[BaseException] = [error]
+        while causes[-1].__cause__ is not None:
+            causes.append(causes[-1].__cause__)
+        root = causes[-1]
+        lines = [line.strip() for line in COLOR.sub("", str(root)).strip().splitlines() if line.strip()]
+        head = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+        made = ModelError(f"{subject}: {what}: {type(root).__name__}: {head or 'no message'}")
+        for cause in causes[1:-1]:
+            made.add_note(COLOR.sub("", str(cause)).partition("\n")[0])
+        for line in lines[1:]:
+            if line not in head and not line.startswith(BOILERPLATE):
+                made.add_note(line)
         raise made from error
 
 
@@ -261,7 +268,10 @@ def _tensors_with_axes(value: Any, shapes: Any) -> Iterator[tuple[torch.Tensor, 
     if shapes is None:
         return
     if isinstance(value, torch.Tensor):
-        yield value, dict(shapes) if isinstance(shapes, Mapping) else dict(enumerate(shapes))
+        axes = dict(shapes) if isinstance(shapes, Mapping) else dict(enumerate(shapes))
+        if wrong := [axis for axis in axes if axis not in range(value.dim())]:
+            raise InputError(f"dynamic_shapes: a tensor of {value.dim()} dimensions has no axis {wrong[0]!r}")
+        yield value, axes
     elif isinstance(value, Mapping) and isinstance(shapes, Mapping):
         for key in value.keys() & shapes.keys():
             yield from _tensors_with_axes(value[key], shapes[key])
