@@ -14,12 +14,13 @@ import onnx_ir as ir
 
 from . import origin
 from .analysis.cost import label
+from .differences import typed
 from .errors import UnavailableError, UsageError
 from .interfaces import place
 from .query import constant_tensor, is_op, subgraphs
-from .structure import Diff, Kind, typed
+from .structure import Diff, Kind
 
-LIMIT = 120
+LIMIT = 150
 """A picture has at most so many boxes, unless asked for more: scopes are collapsed until it has."""
 CHAIN = 6
 """So many nodes of a chain that is one box are named in it."""
@@ -217,7 +218,8 @@ def _draw(box: _Box, states: Mapping[ir.Node, Kind], scope: str = "") -> str:
         text += f"\n{scope}" if scope else ""
         look = ""
         if not states:
-            fill = FILL.get(box.nodes[0].op_type, "#ffffff")
+            colors = [FILL[node.op_type] for node in box.nodes if node.op_type in FILL]
+            fill = min(colors, key=[color for color, _ in FAMILIES.values()].index, default="#ffffff")
     if kind is not None:
         look += f' color="{BORDER[kind]}" penwidth=2.5'
         fill = TINT[kind]

@@ -41,7 +41,7 @@ def show(
     ] = None,
     limit: Annotated[
         int, typer.Option(metavar="N", min=1, help="Boxes in a picture, more are collapsed by scope.")
-    ] = 120,
+    ] = 150,
     json_file: JsonFile = None,
 ) -> None:
     """Show operators, parameters, multiply-accumulates, bytes and dimensions of a model; draw it."""
@@ -103,7 +103,7 @@ def _draw(model: ir.Model, dot: Path | None, svg: Path | None, limit: int, chang
 def facts(model: ir.Model, spent: Cost) -> dict[str, Any]:
     """Return what there is to know of a model, as plain data."""
     from ..analysis.cost import constants, parameters
-    from ..structure import typed
+    from ..differences import typed
 
     held = {id(tensor): tensor for tensor in constants(model)}.values()
     by_type: Counter[str] = Counter()
@@ -178,8 +178,9 @@ def _print(source: str, found: dict[str, Any]) -> None:
         ("weights", f"{_bytes(found['bytes'])}{f'  ({types})' if types else ''}"),
     ]
     lines += [(key.removeprefix("graphopt."), _short(text)) for key, text in found["metadata"].items()]
+    wide = max(len(key) for key, _ in lines) + 1
     for key, text in lines:
-        print(f"{key:<11} {text}")
+        print(f"{key:<{wide}} {text}")
     print()
     rows = list(found["operators"].items())
     table(
@@ -202,10 +203,13 @@ def _print(source: str, found: dict[str, Any]) -> None:
 def _macs(found: dict[str, Any]) -> str:
     text = _exact(found["macs"])
     if found["assumed"]:
-        text += f"  with {', '.join(f'{k}={v}' for k, v in found['assumed'].items())} assumed"
+        named = ", ".join(f"{name}={size}" for name, size in found["assumed"].items())
+        many = f"{len(found['assumed'])} open dimensions = 1"
+        text += f"  with {named if len(named) <= 40 else many} assumed"
     unknown = found["macs_unknown_at"]
     if unknown:
-        text += f"; unknown at {len(unknown)} nodes: {', '.join(unknown[:3])}{', …' * (len(unknown) > 3)}"
+        names = ", ".join(unknown[:3]) + ", …" * (len(unknown) > 3)
+        text += f"; unknown at {len(unknown)} node{'s' * (len(unknown) > 1)}: {names}"
     return text
 
 
@@ -255,5 +259,6 @@ def _scaled(number: int | None, units: tuple[str, ...]) -> str:
     )
 
 
-def _short(text: str, most: int = 200) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def _short(text: str, most: int = 100) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}… ({len(text):,} characters)"

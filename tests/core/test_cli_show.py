@@ -222,3 +222,15 @@ def test_show_stays_light(files: Path) -> None:
         [sys.executable, "-c", program], cwd=files, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_long_metadata_and_many_dimensions_stay_on_one_line(graphopt: Run, files: Path) -> None:
+    dims = ",".join(f"a_long_name_{i}" for i in range(4))
+    model = from_text(
+        f'<ir_version: 10, opset_import: ["" : 20]>\nm (float[{dims}] x) => (float[?] y) {{ y = Abs (x) }}'
+    )
+    model.metadata_props["words"] = "one\ntwo\n" * 100
+    save(model, files / "c.onnx")
+    _, out, _ = graphopt("show", "c.onnx")
+    assert "\nMACs        0  with 4 open dimensions = 1 assumed\n" in out
+    assert f"\nwords       {('one two ' * 13)[:100]}… (800 characters)\n" in out

@@ -6,7 +6,8 @@ import onnx_ir as ir
 import pytest
 
 from graphopt import origin, plugins
-from graphopt.structure import diff, typed
+from graphopt.differences import typed
+from graphopt.structure import diff
 from graphopt.testing import run
 from graphopt.text import from_text
 
