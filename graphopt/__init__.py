@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Backend": "interfaces",
+    "Context": "context",
     "Decline": "query",
     "Effect": "interfaces",
     "Executable": "interfaces",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from .analysis.cost import cost as cost
     from .analysis.shapes import Shapes as Shapes
     from .backends.onnxruntime import OnnxRuntime as OnnxRuntime
+    from .context import Context as Context
     from .errors import GraphoptError as GraphoptError
     from .errors import InputError as InputError
     from .errors import ModelError as ModelError

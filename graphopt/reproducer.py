@@ -29,18 +29,14 @@ def write(
     save(before, folder / "before.onnx")
     save(after, folder / "after.onnx")
     samples.save(folder / "inputs.npz", feeds)
-    place = folder.resolve()
-    check = (
-        f"graphopt check '{place / 'before.onnx'}' '{place / 'after.onnx'}' --inputs '{place / 'inputs.npz'}'"
-    )
+    check = "graphopt check before.onnx after.onnx --inputs inputs.npz"
     (folder / "README.md").write_text(
         f"# Rewrite {number}, {entry.name}\n\n"
         f"`{entry.text}` turned `before.onnx` into `after.onnx`, which computes something else:\n{reason}\n\n"
-        f"See the difference (exit code 1 while it is there):\n\n    {check}\n\n"
-        f"Run the pass again:\n\n"
-        f"    graphopt optimize '{place / 'before.onnx'}' -o '{place / 'again.onnx'}' --pipeline '{entry.text}' "
-        f"--inputs '{place / 'inputs.npz'}'\n",
+        f"See the difference with `sh check.sh`, or in this folder (exit code 1 while it is there):\n\n"
+        f"    {check}\n\nRun the pass again:\n\n"
+        f"    graphopt optimize before.onnx -o again.onnx --pipeline '{entry.text}' --inputs inputs.npz\n",
         encoding="utf-8",
     )
-    (folder / "check.sh").write_text(f"#!/bin/sh\n{check}\n", encoding="utf-8")
+    (folder / "check.sh").write_text(f'#!/bin/sh\ncd "$(dirname "$0")" && exec {check}\n', encoding="utf-8")
     return folder
