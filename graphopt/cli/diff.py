@@ -13,7 +13,9 @@ from .progress import progress
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help=".onnx, .pt2 or package.module:callable")],
     b: Annotated[str, typer.Argument(metavar="B", help="What A became.")],
-    values: Annotated[bool, typer.Option("--values", help="Compare large weights by value too.")] = False,
+    values: Annotated[
+        bool, typer.Option("--values", help="Compare weights of more than 1,024 elements by value too.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Say what went, came and changed between two models, by module scope; exit code 1 where they differ."""
