@@ -149,9 +149,7 @@ def test_a_pass_with_many_wrong_rewrites_is_left_out_as_a_whole(
 def test_a_pass_that_raises_is_rolled_back_and_named(tmp_path: Path) -> None:
     model = chain(3)
     result = optimize(model, ["eliminate-no-ops", Raises(), "fold-constants"], tmp_path)
-    assert to_text(result.model) == to_text(
-        optimize(model, "eliminate-no-ops,fold-constants", tmp_path).model
-    )
+    assert operators(result.model) == ["Neg", "Abs"] * 3
     assert result.report.passes[1].rolled_back == "KeyError: 'no luck'"
     assert result.report.remarks == ["raises raised and was rolled back: KeyError: 'no luck'"]
     assert result.report.verified
