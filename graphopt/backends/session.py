@@ -243,7 +243,10 @@ def _place(tensor: ir.TensorProtocol | None) -> tuple[Path, int] | None:
         span = tensor.raw
         return (span.path.resolve(), span.offset) if span.file.in_place() else None
     if isinstance(tensor, ir.ExternalTensor):
-        return Path(tensor.path).resolve(), tensor.offset or 0
+        path = Path(tensor.path).resolve()
+        if not path.is_relative_to(Path(tensor.base_dir).resolve()):
+            raise ModelError(f"weight {tensor.name}: its data are outside the model's folder, in {path}")
+        return path, tensor.offset or 0
     return None
 
 

@@ -84,6 +84,20 @@ def test_a_file_that_was_replaced_is_not_referred_to(tmp_path):
     np.testing.assert_array_equal(got, ARRAYS["float32"])
 
 
+def test_data_outside_the_models_folder_are_refused(tmp_path):
+    (tmp_path / "secret").write_bytes(bytes(4 * 4001))
+    model, folder = weighty(ARRAYS["float32"]), tmp_path / "model"
+    folder.mkdir()
+    model.graph.initializers["w"].const_value = ir.ExternalTensor(
+        "../secret", 0, 4 * 4001, ir.DataType.FLOAT, shape=ir.Shape([4001]), name="w", base_dir=folder
+    )
+    with pytest.raises(ModelError) as caught:
+        sessions.create(model)
+    assert str(caught.value) == (
+        f"weight w: its data are outside the model's folder, in {tmp_path.resolve() / 'secret'}"
+    )
+
+
 @pytest.mark.parametrize("optimize", ["none", "basic", "extended", "all"])
 def test_weights_of_branches_and_constant_nodes_arrive(optimize, monkeypatch):
     """The branches name their weights alike; a session that shares memory by name must not mix them up."""
