@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from .interfaces import place
-from .query import subgraphs
+from .query import nodes_in, subgraphs
 
 if TYPE_CHECKING:
     import onnx.defs
@@ -157,7 +157,7 @@ def data_have_declared_types(unit: _Unit) -> Iterator[str]:
         for node in nodes:
             if node.op_type == "Constant" and node.domain == "" and node.outputs:
                 attr = node.attributes.get("value")
-                if attr is not None and not attr.is_ref():
+                if attr is not None and attr.type == ir.AttributeType.TENSOR and not attr.is_ref():
                     yield from _disagreement(node.outputs[0], attr.as_tensor())
 
 
@@ -171,6 +171,69 @@ def _disagreement(value: ir.Value, tensor: ir.TensorProtocol) -> Iterator[str]:
             isinstance(m, int) and m != n for m, n in zip(shape, dims, strict=True)
         ):
             yield f"{value.name} is declared with shape {shape}, and its data have {tensor.shape}"
+
+
+def operators_are_used_as_defined(unit: _Unit) -> Iterator[str]:
+    """Operators of ONNX have as many inputs and outputs as they take, and the attributes they need, of their types."""
+    imported = unit.graph.opset_imports
+    for nodes in unit.nodes.values():
+        for node in nodes:
+            form = _form(node.domain, node.op_type, imported.get(node.domain, 0))
+            if form is None:
+                continue
+            for what, count, least, most in (
+                ("inputs", len(node.inputs), form.inputs[0], form.inputs[1]),
+                ("outputs", len(node.outputs), form.outputs[0], form.outputs[1]),
+            ):
+                if not least <= count <= most:
+                    yield f"{node.op_type} {place(node)} has {count} {what}, and takes {_range(least, most)}"
+            if not node.attributes and not form.required:
+                continue
+            for name in form.required - node.attributes.keys():
+                yield f"{node.op_type} {place(node)} has no attribute {name}, which it needs"
+            for name, attr in node.attributes.items():
+                if attr.type != form.types.get(name, attr.type):
+                    yield (
+                        f"{node.op_type} {place(node)} has attribute {name} of type {attr.type.name}, and takes "
+                        f"{form.types[name].name}"
+                    )
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How an operator is used."""
+
+    inputs: tuple[int, int]
+    outputs: tuple[int, int]
+    required: frozenset[str]
+    types: Mapping[str, ir.AttributeType]
+
+
+def _schema(domain: str, op_type: str, version: int) -> onnx.defs.OpSchema | None:
+    import onnx.defs
+
+    if domain or not 0 < version < 1 << 31 or not onnx.defs.has(op_type, version):
+        return None
+    return onnx.defs.get_schema(op_type, version)
+
+
+@cache
+def _form(domain: str, op_type: str, version: int) -> _Form | None:
+    schema = _schema(domain, op_type, version)
+    if schema is None:
+        return None
+    return _Form(
+        (schema.min_input, schema.max_input),
+        (schema.min_output, schema.max_output),
+        frozenset(name for name, attribute in schema.attributes.items() if attribute.required),
+        {name: ir.AttributeType(int(a.type.value)) for name, a in schema.attributes.items()},
+    )
+
+
+def _range(least: int, most: int) -> str:
+    if least == most:
+        return str(least)
+    return f"at least {least}" if most > _MANY else f"{least} to {most}"
 
 
 def operators_get_their_types(unit: _Unit) -> Iterator[str]:
@@ -198,9 +261,9 @@ def _alike(domain: str, op_type: str, version: int) -> tuple[tuple[list[bool], l
     """Return, for each type variable of an operator that is used twice, which inputs and outputs are of it."""
     import onnx.defs
 
-    if domain or not 0 < version < 1 << 31 or not onnx.defs.has(op_type, version):
+    schema = _schema(domain, op_type, version)
+    if schema is None:
         return ()
-    schema = onnx.defs.get_schema(op_type, version)
 
     def chosen(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], letter: str) -> list[bool]:
         variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
@@ -224,7 +287,7 @@ _MANY = 256
 def no_recursion(model: ir.Model) -> Iterator[str]:
     """No function calls itself, directly or through others."""
     calls: Mapping[ir.OperatorIdentifier, set[ir.OperatorIdentifier]] = {
-        key: {node.op_identifier() for node in function.all_nodes()} & model.functions.keys()
+        key: {node.op_identifier() for node in nodes_in(function.graph)} & model.functions.keys()
         for key, function in model.functions.items()
     }
     done: set[ir.OperatorIdentifier] = set()
@@ -241,6 +304,7 @@ CHECKS: tuple[Callable[[_Unit], Iterator[str]], ...] = (
     names_are_unique,
     opsets_are_imported,
     data_have_declared_types,
+    operators_are_used_as_defined,
     operators_get_their_types,
 )
 

@@ -66,7 +66,9 @@ def _constants(graph: ir.Graph, path: Path, report: PassReport) -> Iterator[Cand
         if is_op(node, "Constant"):
             value = node.outputs[0]
             tensor = constant_tensor(value)
-            if tensor is not None and not value.is_graph_output():
+            if value.is_graph_output():
+                report.decline(node, f"{value.name} is a graph output")
+            elif tensor is not None:
                 yield value, tensor, path
         for inner in subgraphs(node):
             yield from _constants(inner, path, report)

@@ -51,6 +51,8 @@ class _Sweep:
                 before = [(value.type, value.shape) for value in node.outputs]
                 self.shapes.infer(node)
                 self._account(node, node.outputs, before)
+                if not _known(node):
+                    self.report.decline(node, "nothing tells the shapes of what it gives")
 
     def _account(self, node: ir.Node, values: Sequence[ir.Value], before: Sequence[Description]) -> None:
         """Number what ``values`` gained over ``before`` as one rewrite, or take it back."""
@@ -108,6 +110,11 @@ class _Sweep:
             ]
             if any(n is not o for n, o in zip(dims, value.shape, strict=True)):
                 value.shape = ir.Shape(dims)
+
+
+def _known(node: ir.Node) -> bool:
+    """Return whether type and shape of all outputs that ``node`` has are known."""
+    return all(v.name == "" or (v.type is not None and v.shape is not None) for v in node.outputs)
 
 
 def _passed(node: ir.Node) -> Iterator[Description]:

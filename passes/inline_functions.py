@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from graphopt import Decline, Names, Pass, PassReport, Tape, substitute
-from graphopt.interfaces import place
 from graphopt.query import nodes_in, subgraphs
 
 if TYPE_CHECKING:
@@ -21,7 +20,8 @@ class InlineFunctions(Pass):
 
     Also in subgraphs, and in functions that other functions call, innermost first. Attributes of the call, else the
     defaults of the function, take the place of references to them; an input that the call leaves out is left out in
-    the body. Values that the body computes are named ``<call>_<value>``. A function that nothing calls afterwards goes.
+    the body. A value ``v`` of the body is named ``<first output of the call>_v``. A function that nothing calls
+    afterwards goes.
 
     Declined: a function that calls itself; one written for another opset than the graph's, where an operator that it
     uses changed between the two; a graph that is passed as an attribute; a call that does not fit the function.
@@ -155,7 +155,7 @@ class _Copier:
             )
         self.call = call
         self.names = names
-        self.stem = place(call)
+        self.stem = next((value.name for value in call.outputs if value.name), call.op_type)
         self.values: dict[ir.Value, ir.Value | None] = dict.fromkeys(function.inputs)
         self.values.update(zip(function.inputs, call.inputs, strict=False))
         self.attributes = _arguments(call, function)
