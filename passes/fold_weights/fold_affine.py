@@ -13,7 +13,6 @@ from graphopt.query import (
     is_constant,
     is_op,
     opset,
-    same_shape,
     sole_producer,
 )
 
@@ -64,7 +63,7 @@ def fold_before(node: ir.Node, tape: Tape) -> ir.Value | None:
         return None
     check_same_graph(sole_producer(layer.x, *ARITHMETIC), node)
     affine = affine_of(arithmetic, x, c, layer)
-    if affine.k.ndim + affine.t.ndim and not same_shape(x, layer.x):
+    if not layer.takes(x, affine):
         raise Decline(f"{c.name} may change the shape of {x.name}")
     return layer.before(affine, x, tape)
 

@@ -100,6 +100,15 @@ class Layer:
         """Return the number of dimensions of the layer's input or output."""
         return len(self.view) - 1 if self.conv else 2 if self.gemm else rank(value)
 
+    def takes(self, x: ir.Value, affine: Affine) -> bool:
+        """Return whether ``x`` is known to have the shape of ``k * x + t``, which is the input of this layer."""
+        varying = affine.k if affine.k.ndim else affine.t
+        if varying.size == 1 and (varying.ndim == 0 or varying.ndim < self.rank(self.x)):
+            return True
+        if x.shape is None or len(x.shape) != self.rank(self.x):
+            return False
+        return varying.size == 1 or x.shape[self.x_axis] == self._count(self.i)
+
     def after(self, affine: Affine, tape: Tape) -> ir.Value:
         """Record ``k * y + t`` as one layer and return its value.
 
@@ -136,13 +145,17 @@ class Layer:
         b = self._bias(self._old_bias() + self.alpha * self._summed(t), tape)
         return self._record(tape, x, w, b, self.alpha)
 
+    def _count(self, channels: int) -> int:
+        """Return how many channels an axis of the view counts, in all groups."""
+        return self.view[channels] * (self.groups if self.conv else 1)
+
     def _per_channel(self, a: Array, channels: int, axis: int, value: ir.Value) -> Array:
         """Return ``a`` as one number, or as one number for each channel of ``value``."""
         if a.ndim == 0:
             return a
         dims = self.rank(value)
         shape = (1,) * (dims - a.ndim) + a.shape
-        count = self.view[channels] * (self.groups if self.conv else 1)
+        count = self._count(channels)
         if len(shape) > dims or dims < -axis or shape[axis] not in (1, count) or a.size != shape[axis]:
             raise Decline(
                 f"shape {list(a.shape)} is not one number for each of the {count} channels of {value.name}"
@@ -223,7 +236,7 @@ class Layer:
         """Record a bias, rounded once; none where there was none and it is zero."""
         if self.b is None and not b.any():
             return None
-        channels = self.view[self.o] * (self.groups if self.conv else 1)
+        channels = self._count(self.o)
         old = constant_tensor(self.b)
         if b.size > max(channels, old.size if old is not None else 0):
             raise Decline(f"its bias would grow to shape {list(b.shape)}")
