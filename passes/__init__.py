@@ -30,6 +30,7 @@ PASSES: dict[str, str] = {
     "inline_functions": "InlineFunctions",
     "fold_constants": "FoldConstants",
     "eliminate_no_ops": "EliminateNoOps",
+    "unpack_sequences": "UnpackSequences",
     "merge_casts": "MergeCasts",
     "merge_concats": "MergeConcats",
     "merge_reshapes": "MergeReshapes",
@@ -46,7 +47,7 @@ PASSES: dict[str, str] = {
 """Module of this package to the pass class in it, in the order of ``graphopt passes``."""
 
 MERGE = "merge-casts,merge-concats,merge-reshapes,merge-slices,merge-transposes"
-CLEAN = f"fold-constants,eliminate-no-ops,{MERGE}"
+CLEAN = f"fold-constants,eliminate-no-ops,unpack-sequences,{MERGE}"
 FOLD = "fold-batchnorm,fold-affine,fold-pad"
 SHARE = "eliminate-common,deduplicate-constants"
 

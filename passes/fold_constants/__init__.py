@@ -40,7 +40,8 @@ class Growth:
 class FoldConstants(Rewrite):
     """Replace what can be computed from constants and known shapes by its value.
 
-    A node whose inputs are all constant becomes a constant. So does a node that computes on shapes, where shape
+    A node whose inputs are all constant becomes a constant (of ``CastLike``'s second input only the
+    type counts). So does a node that computes on shapes, where shape
     inference knows every element of its result (``Shape``, ``Size``, and what Gather, Concat, Mul … make of
     them, symbolic dimensions included). The target of a ``Reshape`` becomes a constant where each element is
     known, or is the input's dimension at its place (0), or is the only other one (``-1``). An ``If`` with a
@@ -154,10 +155,15 @@ def _known_branch(node: ir.Node, tape: Tape) -> list[ir.Value | None]:
 
 
 def _constants(node: ir.Node) -> list[ir.TensorProtocol | None] | None:
-    """Return the tensors that ``node`` reads, ``None`` where one of them is not constant or there are none."""
+    """Return the tensors that ``node`` reads, ``None`` where one of them is not constant or there are none.
+
+    Of the second input of ``CastLike`` only the type is read.
+    """
     tensors: list[ir.TensorProtocol | None] = []
-    for value in node.inputs:
+    for i, value in enumerate(node.inputs):
         tensor = constant_tensor(value)
+        if tensor is None and value is not None and i == 1 and node.op_type == "CastLike" and value.dtype:
+            tensor = ir.tensor([], dtype=value.dtype)
         if tensor is None and value is not None:
             return None
         tensors.append(tensor)
