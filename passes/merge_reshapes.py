@@ -145,9 +145,13 @@ def _sizes(x: ir.Value, y: ir.Value) -> list[int]:
         return [size if isinstance(size, int) else -1 for size in y.shape]
     for i in unknown:
         if not _same_place(i, x.shape, y.shape):
-            others = ", ".join(str(y.shape[j]) for j in unknown if j != i) or "0"
-            raise Decline(f"size {y.shape[i]} of {y.name} cannot be inferred beside {others}")
+            others = ", ".join(_written(y.shape[j]) for j in unknown if j != i) or "0"
+            raise Decline(f"size {_written(y.shape[i])} of {y.name} cannot be inferred beside {others}")
     return [size if isinstance(size, int) else 0 for size in y.shape]
+
+
+def _written(size: Dim) -> str:
+    return "?" if not isinstance(size, int) and size.value is None else str(size)
 
 
 def _reshape(node: ir.Node, x: ir.Value, sizes: list[int], tape: Tape) -> ir.Value:
