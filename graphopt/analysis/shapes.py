@@ -209,5 +209,8 @@ def _squeezes_the_unknown(node: ir.Node) -> bool:
 
 
 def known(node: ir.Node) -> bool:
-    """Return whether type and shape of all outputs in use are known."""
-    return all(value.type is not None and value.shape is not None for value in node.outputs)
+    """Return whether type and shape of all outputs are known, and each size has a name or is a number."""
+    return all(
+        value.type is not None and value.shape is not None and not value.shape.has_unknown_dim()
+        for value in node.outputs
+    )
