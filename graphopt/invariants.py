@@ -52,11 +52,14 @@ class _Unit:
         """Each graph's nodes, an outer graph before those nested in it."""
         self.inner: dict[ir.Node, list[ir.Graph]] = {}
         """The graphs that a node carries; nodes that carry none are not in it."""
+        self.operators: dict[tuple[str, str], list[ir.Node]] = {}
+        """All nodes, by domain and operator."""
         self._enter(graph)
 
     def _enter(self, graph: ir.Graph) -> None:
         nodes = self.nodes[graph] = list(graph)
         for node in nodes:
+            self.operators.setdefault((node.domain, node.op_type), []).append(node)
             if node.attributes and (inner := list(subgraphs(node))):
                 self.inner[node] = inner
                 for nested in inner:
@@ -141,24 +144,22 @@ def names_are_unique(unit: _Unit) -> Iterator[str]:
 
 def opsets_are_imported(unit: _Unit) -> Iterator[str]:
     """The operator set of each node's domain is imported."""
-    imported = unit.graph.opset_imports
-    for nodes in unit.nodes.values():
-        for domain in {node.domain for node in nodes} - imported.keys():
-            node = next(node for node in nodes if node.domain == domain)
-            yield f"{unit.label} has {node.op_type} {place(node)}, and imports no operator set {domain or 'ai.onnx'}"
+    for (domain, op_type), nodes in unit.operators.items():
+        if domain not in unit.graph.opset_imports:
+            name = domain or "ai.onnx"
+            yield f"{unit.label} has {op_type} {place(nodes[0])}, and imports no operator set {name}"
 
 
 def data_have_declared_types(unit: _Unit) -> Iterator[str]:
     """The type and shape that are declared of an initializer or constant are those of its data."""
-    for graph, nodes in unit.nodes.items():
+    for graph in unit.nodes:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield from _disagreement(value, value.const_value)
-        for node in nodes:
-            if node.op_type == "Constant" and node.domain == "" and node.outputs:
-                attr = node.attributes.get("value")
-                if attr is not None and attr.type == ir.AttributeType.TENSOR and not attr.is_ref():
-                    yield from _disagreement(node.outputs[0], attr.as_tensor())
+    for node in unit.operators.get(("", "Constant"), ()):
+        attr = node.attributes.get("value")
+        if attr is not None and attr.type == ir.AttributeType.TENSOR and not attr.is_ref() and node.outputs:
+            yield from _disagreement(node.outputs[0], attr.as_tensor())
 
 
 def _disagreement(value: ir.Value, tensor: ir.TensorProtocol) -> Iterator[str]:
@@ -175,28 +176,22 @@ def _disagreement(value: ir.Value, tensor: ir.TensorProtocol) -> Iterator[str]:
 
 def operators_are_used_as_defined(unit: _Unit) -> Iterator[str]:
     """Operators of ONNX have as many inputs and outputs as they take, and the attributes they need, of their types."""
-    imported = unit.graph.opset_imports
-    for nodes in unit.nodes.values():
+    for (domain, op_type), nodes in unit.operators.items():
+        form = _form(domain, op_type, unit.graph.opset_imports.get(domain, 0))
+        if form is None:
+            continue
+        (least_in, most_in), (least_out, most_out) = form.inputs, form.outputs
         for node in nodes:
-            form = _form(node.domain, node.op_type, imported.get(node.domain, 0))
-            if form is None:
-                continue
-            for what, count, least, most in (
-                ("inputs", len(node.inputs), form.inputs[0], form.inputs[1]),
-                ("outputs", len(node.outputs), form.outputs[0], form.outputs[1]),
-            ):
-                if not least <= count <= most:
-                    yield f"{node.op_type} {place(node)} has {count} {what}, and takes {_range(least, most)}"
-            if not node.attributes and not form.required:
-                continue
-            for name in form.required - node.attributes.keys():
-                yield f"{node.op_type} {place(node)} has no attribute {name}, which it needs"
-            for name, attr in node.attributes.items():
+            if not least_in <= len(node.inputs) <= most_in:
+                yield f"{op_type} {place(node)} has {len(node.inputs)} inputs, and takes {_range(*form.inputs)}"
+            if not least_out <= len(node.outputs) <= most_out:
+                yield f"{op_type} {place(node)} has {len(node.outputs)} outputs, and makes {_range(*form.outputs)}"
+            attributes = node.attributes
+            if form.required and (missing := form.required - attributes.keys()):
+                yield f"{op_type} {place(node)} lacks the attribute {min(missing)}"
+            for name, attr in attributes.items() if attributes else ():
                 if attr.type != form.types.get(name, attr.type):
-                    yield (
-                        f"{node.op_type} {place(node)} has attribute {name} of type {attr.type.name}, and takes "
-                        f"{form.types[name].name}"
-                    )
+                    yield f"{op_type} {place(node)} has {name} as {attr.type.name}, and takes {form.types[name].name}"
 
 
 @dataclass(frozen=True)
@@ -226,7 +221,7 @@ def _form(domain: str, op_type: str, version: int) -> _Form | None:
         (schema.min_input, schema.max_input),
         (schema.min_output, schema.max_output),
         frozenset(name for name, attribute in schema.attributes.items() if attribute.required),
-        {name: ir.AttributeType(int(a.type.value)) for name, a in schema.attributes.items()},
+        {name: ir.AttributeType[str(a.type).rpartition(".")[2]] for name, a in schema.attributes.items()},
     )
 
 
@@ -238,22 +233,20 @@ def _range(least: int, most: int) -> str:
 
 def operators_get_their_types(unit: _Unit) -> Iterator[str]:
     """Inputs and outputs that an operator wants to be of one type are declared so."""
-    imported = unit.graph.opset_imports
-    for nodes in unit.nodes.values():
-        for node in nodes:
-            for inputs, outputs in _alike(node.domain, node.op_type, imported.get(node.domain, 0)):
+    for (domain, op_type), nodes in unit.operators.items():
+        for inputs, outputs in _alike(domain, op_type, unit.graph.opset_imports.get(domain, 0)):
+            for node in nodes:
                 first: ir.Value | None = None
-                for values, chosen in ((node.inputs, inputs), (node.outputs, outputs)):
-                    for value in compress(values, chosen):
-                        if value is None or (kind := value.type) is None or type(kind) is not ir.TensorType:
-                            continue
-                        if first is None:
-                            first, dtype = value, kind.dtype
-                        elif kind.dtype != dtype:
-                            yield (
-                                f"{node.op_type} {place(node)} wants one type for {first.name} and {value.name}, "
-                                f"which are {dtype} and {kind.dtype}"
-                            )
+                for value in (*compress(node.inputs, inputs), *compress(node.outputs, outputs)):
+                    if value is None or (kind := value.type) is None or type(kind) is not ir.TensorType:
+                        continue
+                    if first is None:
+                        first, dtype = value, kind.dtype
+                    elif kind.dtype != dtype:
+                        yield (
+                            f"{op_type} {place(node)} wants one type for {first.name} and {value.name}, "
+                            f"which are {dtype} and {kind.dtype}"
+                        )
 
 
 @cache
