@@ -20,21 +20,34 @@ class Tolerance:
     rms: float
     """Root of the mean squared error, relative to that of the tensor."""
 
-    def widened(self, peak: float, rms: float) -> Tolerance:
-        """Return the tolerance for an output that moves so far when each node rounds a little differently."""
-        if not (math.isfinite(peak) and math.isfinite(rms)):
+    def widened(self, noise: Difference) -> Tolerance:
+        """Return the tolerance for an output that ``noise`` befalls when each node rounds a little differently."""
+        if noise.fault is not None:
             return self
-        widest = Tolerance(MOST_WIDENED * self.peak, MOST_WIDENED * self.rms)
-        return Tolerance(
-            max(self.peak, min(AMPLE * peak, widest.peak)), max(self.rms, min(AMPLE * rms, widest.rms))
-        )
+        most = self.most(AMPLE * noise.max_abs)
+        peak, rms = min(AMPLE * noise.max_rel, most.peak), min(AMPLE * noise.max_rms, most.rms)
+        return Tolerance(max(self.peak, peak), max(self.rms, rms))
+
+    def covers(self, difference: Difference) -> bool:
+        """Return whether this could be widened to take ``difference`` for rounding."""
+        most = self.most(difference.max_abs)
+        return difference.fault is None and difference.max_rel <= most.peak and difference.max_rms <= most.rms
+
+    def most(self, error: float) -> Tolerance:
+        """Return how wide this may become: ``MOST_WIDENED`` times as wide, or without end where ``error`` is tiny.
+
+        That is where the whole output is as small as what rounding does to a number of size 1, as in a sigmoid that
+        says no everywhere.
+        """
+        times = math.inf if error < SMALL * self.peak else MOST_WIDENED
+        return Tolerance(times * self.peak, times * self.rms) if self.peak > 0 else self
 
 
 AMPLE = 4.0
 """Sums inside a node round more than once, and other sums than the ones that were tried."""
 MOST_WIDENED = 20.0
-"""An output that needs a tolerance wider than so many times the usual one is called different."""
-
+"""More is taken for a jump (a floor, a comparison), which says nothing of rounding."""
+SMALL = 0.02
 
 TOLERANCES = {
     "float64": Tolerance(1e-9, 1e-10),
@@ -84,11 +97,17 @@ class Difference:
     """Largest error of an element; infinite where positions of NaN or infinity differ."""
     max_rel: float = 0.0
     """Largest error, relative to the largest finite element of its tensor."""
+    max_rms: float = 0.0
+    """Largest root of the mean squared error of a tensor, relative to that of the tensor."""
     ok: bool = True
     worst: Element | None = None
     """The element to blame where ``ok`` is false, else the one that is furthest off; ``None`` where all are equal."""
     reason: str | None = None
     """Why ``ok`` is false, in one sentence that begins with the output's name."""
+    fault: str | None = field(default=None, repr=False)
+    """What is wrong that no tolerance covers: types, shapes, integers, NaN, infinity."""
+    furthest: dict[str, Element] = field(default_factory=dict, repr=False)
+    """The elements behind ``max_rel`` and ``max_rms``."""
     signal: float = field(default=0.0, repr=False)
     noise: float = field(default=0.0, repr=False)
     product: float = field(default=0.0, repr=False)
@@ -108,96 +127,101 @@ class Difference:
             return 1.0 if self.signal == self.power else 0.0
         return min(1.0, self.product / math.sqrt(self.signal * self.power))
 
-    @property
-    def rms(self) -> float:
-        """Root of the mean squared error, relative to that of the output."""
-        return math.sqrt(_ratio(self.noise, self.signal))
+    def judge(self, limit: Tolerance | None) -> Difference:
+        """Decide whether the difference is rounding; ``None``: whatever the numbers are, they may be."""
+        peak, rms = (
+            limit is not None and self.max_rel > limit.peak,
+            limit is not None and self.max_rms > limit.rms,
+        )
+        self.ok, self.reason = self.fault is None and not peak and not rms, None
+        if self.fault is not None:
+            self.reason = f"output {self.name!r}{self.fault}"
+        elif limit is not None and not self.ok:
+            self.worst = self.furthest["peak" if peak else "rms"]
+            at, most = f"output {self.name!r}{self.worst}", "rounding does at most"
+            self.reason = (
+                f"{at}, {self.max_rel:.2g} of its largest element ({most} {limit.peak:.0e})"
+                if peak
+                else f"{at}, worst of many: the error is {self.max_rms:.2g} of the output ({most} {limit.rms:.0e})"
+            )
+        else:
+            self.worst = self.furthest.get("peak")
+        return self
 
-    def fail(self, what: str) -> None:
-        """Record the first thing that is wrong."""
-        if self.ok:
-            self.ok, self.reason = False, f"output {self.name!r}{what}"
+    def add(self, a: Any, b: Any, feed: int = 0, at: tuple[int, ...] = (), numbers: bool = True) -> None:
+        """Take in what two models gave: arrays, lists or dictionaries of them, or ``None``.
 
-    def add(
-        self, a: Any, b: Any, tolerance: Tolerance | None, feed: int = 0, at: tuple[int, ...] = ()
-    ) -> None:
-        """Compare what two models gave: arrays, lists or dictionaries of them, or ``None``.
-
-        Where ``tolerance`` is ``None`` only types and shapes must be equal.
+        Without ``numbers`` only types and shapes are looked at.
         """
         if isinstance(a, dict) and isinstance(b, dict):
             self._keys(a, b, at)
             a, b = [a[k] for k in sorted(a)], [b[k] for k in sorted(a) if k in b]
         if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
             if len(a) != len(b):
-                self.fail(f"{_at(at)}: {len(a)} elements became {len(b)}")
+                self._fail(f"{_at(at)}: {len(a)} elements became {len(b)}")
             for i, (one, other) in enumerate(zip(a, b, strict=False)):
-                self.add(one, other, tolerance, feed, (*at, i))
+                self.add(one, other, feed, (*at, i), numbers)
         elif a is None or b is None:
             if a is not b:
-                self.fail(f"{_at(at)}: {_kind(a)} became {_kind(b)}")
+                self._fail(f"{_at(at)}: {_kind(a)} became {_kind(b)}")
         else:
-            self._arrays(np.asarray(a), np.asarray(b), tolerance, feed, at)
+            self._arrays(np.asarray(a), np.asarray(b), feed, at, numbers)
+
+    def _fail(self, what: str, element: Element | None = None) -> None:
+        """Record the first thing that is wrong."""
+        if self.fault is None:
+            self.fault, self.worst = what, element
 
     def _keys(self, a: dict[Any, Any], b: dict[Any, Any], at: tuple[int, ...]) -> None:
         odd = sorted(a.keys() ^ b.keys())
         if odd:
-            self.fail(f"{_at(at)}: key {odd[0]!r} is in one of the models only")
+            self._fail(f"{_at(at)}: key {odd[0]!r} is in one of the models only")
 
-    def _arrays(
-        self, a: Array, b: Array, tolerance: Tolerance | None, feed: int, at: tuple[int, ...]
-    ) -> None:
+    def _arrays(self, a: Array, b: Array, feed: int, at: tuple[int, ...], numbers: bool) -> None:
         if a.dtype.kind in "OSU" and b.dtype.kind in "OSU":
             a, b = a.astype(object), b.astype(object)
         if a.shape != b.shape:
-            self.fail(f"{_at(at)}: shape {list(a.shape)} became {list(b.shape)}")
+            self._fail(f"{_at(at)}: shape {list(a.shape)} became {list(b.shape)}")
             return
         if a.dtype != b.dtype:
-            self.fail(f"{_at(at)}: {a.dtype} became {b.dtype}")
-        if tolerance is None or a.size == 0:
+            self._fail(f"{_at(at)}: {a.dtype} became {b.dtype}")
+        if not numbers or a.size == 0:
             return
         if a.dtype == object or b.dtype == object or (_whole(a) and _whole(b)):
-            different = np.asarray(a != b)
-            if different.any():
-                self._blame(int(different.argmax()), a, b, feed, at)
-            tolerance = Tolerance(math.inf, math.inf)
+            self._differ(np.asarray(a != b), a, b, feed, at)
         if a.dtype != object and b.dtype != object:
-            self._measure(a, b, tolerance, feed, at)
+            self._measure(a, b, feed, at)
 
-    def _blame(self, flat: int, a: Array, b: Array, feed: int, at: tuple[int, ...], more: str = "") -> None:
-        if self.ok:
-            self.worst = _element(flat, a, b, feed, at)
-            self.fail(f"{self.worst}{more}")
+    def _differ(self, where: Array, a: Array, b: Array, feed: int, at: tuple[int, ...]) -> None:
+        """Record a fault at the first element where something that no tolerance covers differs."""
+        if where.any():
+            element = _element(int(where.argmax()), a, b, feed, at)
+            self._fail(str(element), element)
 
-    def _measure(self, a: Array, b: Array, limit: Tolerance, feed: int, at: tuple[int, ...]) -> None:
+    def _measure(self, a: Array, b: Array, feed: int, at: tuple[int, ...]) -> None:
         x, y = _wide(a), _wide(b)
         finite = np.isfinite(x) & np.isfinite(y)
         if not finite.all():
             odd = ~finite & ~((np.isnan(x) & np.isnan(y)) | (x == y))
-            if odd.any():
-                self.max_abs = self.max_rel = math.inf
-                self._blame(int(odd.argmax()), a, b, feed, at)
+            self._differ(odd, a, b, feed, at)
+            self.max_abs = self.max_rel = math.inf if odd.any() else self.max_rel
             x, y = np.where(finite, x, 0), np.where(finite, y, 0)
         error = np.abs(y - x)
         worst = int(error.argmax())
-        largest, scale = float(error.flat[worst]), float(np.abs(x).max())
-        signal, noise = _energy(x), _energy(error)
+        largest, signal, noise = float(error.flat[worst]), _energy(x), _energy(error)
+        peak, rms = _ratio(largest, float(np.abs(x).max())), math.sqrt(_ratio(noise, signal))
+        if peak > self.max_rel:
+            self.furthest["peak"] = _element(worst, a, b, feed, at)
+        if rms > self.max_rms:
+            self.furthest["rms"] = _element(worst, a, b, feed, at)
+        self.max_abs, self.max_rel = max(self.max_abs, largest), max(self.max_rel, peak)
+        self.max_rms = max(self.max_rms, rms)
         self.signal, self.noise, self.power = (
             self.signal + signal,
             self.noise + noise,
             self.power + _energy(y),
         )
         self.product += float(np.vdot(x, y).real)
-        relative, rms = _ratio(largest, scale), math.sqrt(_ratio(noise, signal))
-        if self.ok and largest > 0 and relative >= self.max_rel:
-            self.worst = _element(worst, a, b, feed, at)
-        self.max_abs, self.max_rel = max(self.max_abs, largest), max(self.max_rel, relative)
-        if relative > limit.peak:
-            by = f", {relative:.2g} of its largest element (rounding does at most {limit.peak:.0e})"
-            self._blame(worst, a, b, feed, at, by if limit.peak else "")
-        elif rms > limit.rms:
-            by = f", worst of many: the error is {rms:.2g} of the output (rounding does at most {limit.rms:.0e})"
-            self._blame(worst, a, b, feed, at, by)
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain data."""

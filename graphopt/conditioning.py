@@ -22,10 +22,10 @@ def nudged(model: ir.Model, seed: int = 0) -> ir.Model:
     shapes, rng = Shapes(copy), np.random.default_rng(seed)
     for node in list(copy.graph):
         shapes.infer(node)
-        if node.op_type == "Constant":
-            continue
         for value in node.outputs:
-            if value.dtype in EPSILON and value.uses():
+            if value.type is None:
+                value.shape = None
+            if value.dtype in EPSILON and value.uses() and node.op_type != "Constant":
                 _nudge(copy.graph, node, value, value.dtype, rng)
     return copy
 
@@ -35,8 +35,10 @@ def _nudge(
 ) -> None:
     last = value.shape[-1] if value.shape is not None and len(value.shape) else 1
     factors = 1 + EPSILON[dtype] * rng.choice([-1, 1], last if isinstance(last, int) else 1)
-    name = f"{value.name}/nudge"
-    factor = ir.Value(name=name, const_value=ir.Tensor(factors.astype(dtype.numpy()), name=name))
+    tensor = ir.Tensor(factors.astype(dtype.numpy()), name=f"{value.name}/nudge")
+    factor = ir.Value(
+        name=tensor.name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+    )
     graph.register_initializer(factor)
     readers = list(value.uses())
     scaled = ir.node("Mul", [value, factor])
