@@ -48,6 +48,7 @@ AMPLE = 4.0
 MOST_WIDENED = 20.0
 """More is taken for a jump (a floor, a comparison), which says nothing of rounding."""
 SMALL = 0.02
+"""Of the usual tolerance, for a number of size 1: an error below it is some units in the last place of 1."""
 
 TOLERANCES = {
     "float64": Tolerance(1e-9, 1e-10),
