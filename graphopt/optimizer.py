@@ -127,7 +127,8 @@ def _read(source: object, fx_head: Sequence[Pass]) -> tuple[ir.Model, ir.Model, 
     """Return the original, the model to start from (another one where FX passes ran) and the source's name."""
     from . import frontends
 
-    name = source if isinstance(source, (str, Path)) else type(source).__name__
+    head = source[0] if isinstance(source, tuple) and source else source
+    name = head if isinstance(head, (str, Path)) else type(head).__name__
     if not fx_head:
         model = frontends.read(source)
         return model, model, str(name)
@@ -214,8 +215,9 @@ class _Run:
 
     def _blame(self, mismatch: Mismatch) -> None:
         if mismatch.high == mismatch.low:
+            when = "before any rewrite" if self.start is self.original else "before the FX passes changed it"
             raise VerificationError(
-                f"the model differs from what it was before any rewrite: {mismatch.reason}; "
+                f"the model differs from what it was {when}: {mismatch.reason}; "
                 f"compare with verify=False or other inputs"
             )
         low, high, reason, checks = mismatch.low, mismatch.high, mismatch.reason, 1

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 DIMENSIONS = "graphopt.dimensions"
 """Key in ``GraphModule.meta``: torch's symbols to the names that the user gave the dimensions."""
 OLDEST = (2, 9)
-COLOR = re.compile(r"\x1b\[[0-9;]*m")
+NOISE = re.compile(r"\x1b\[[0-9;]*m| *For more information, run with TORCH_LOGS=\S*")
 BOILERPLATE = ("For ", "If you suspect", "The error above occurred")
 """How the lines begin that torch adds to every message."""
 _Named = dict[int, dict[int, str]]
@@ -180,10 +180,10 @@ def _export(
         arguments = _bind(module, args, kwargs)
         for tensor, axes in _tensors_with_axes(arguments, _by_name(arguments, dynamic_shapes)):
             named[id(tensor)] = {axis: name for axis, dim in axes.items() if (name := _dim_name(dim))}
-        args, kwargs, named = _without_ones(args, kwargs, named)
         dynamic_shapes = pytree.tree_map(
-            lambda d: torch.export.Dim.DYNAMIC if isinstance(d, str) else d, dynamic_shapes
+            lambda dim: torch.export.Dim.DYNAMIC if isinstance(dim, str) else dim, dynamic_shapes
         )
+    args, kwargs, named = _examples(args, kwargs, named)
     with _inference(module), _quiet(), _failing(type(module).__name__, "torch cannot export it"):
         program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
     program.graph_module.meta[DIMENSIONS] = _symbols(program, (args, kwargs), named)
@@ -233,11 +233,11 @@ def _failing(subject: str, what: str) -> Iterator[None]:
         while causes[-1].__cause__ is not None:
             causes.append(causes[-1].__cause__)
         root = causes[-1]
-        lines = [line.strip() for line in COLOR.sub("", str(root)).strip().splitlines() if line.strip()]
-        head = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+        lines = [line.strip() for line in NOISE.sub("", str(root)).splitlines() if line.strip()]
+        head = " ".join(lines[: 2 if lines and lines[0].endswith((":", "!")) else 1])
         made = ModelError(f"{subject}: {what}: {type(root).__name__}: {head or 'no message'}")
         for cause in causes[1:-1]:
-            made.add_note(COLOR.sub("", str(cause)).partition("\n")[0])
+            made.add_note(NOISE.sub("", str(cause)).partition("\n")[0])
         for line in lines[1:]:
             if line not in head and not line.startswith(BOILERPLATE):
                 made.add_note(line)
@@ -286,22 +286,27 @@ def _dim_name(dim: Any) -> str | None:
     return dim if isinstance(dim, str) else getattr(dim, "__name__", None)
 
 
-def _without_ones(
+def _examples(
     args: tuple[Any, ...], kwargs: dict[str, Any], named: _Named
 ) -> tuple[tuple[Any, ...], dict[str, Any], _Named]:
-    """Double named dimensions of size 1 of the example inputs: torch takes 1 for a constant, whatever it is told."""
+    """Return stand-ins for the example inputs, which torch may leave marks on; they share the memory.
+
+    Named dimensions of size 1 are doubled: torch takes 1 for a constant, whatever it is told.
+    """
+    import torch
     from torch.utils import _pytree as pytree
 
     leaves, tree = pytree.tree_flatten((args, kwargs))
-    renamed: _Named = {}
-    for i, leaf in enumerate(leaves):
-        axes = named.get(id(leaf), {})
-        for axis in axes:
-            if leaves[i].shape[axis] == 1:
-                leaves[i] = leaves[i].repeat_interleave(2, dim=axis)
-        renamed[id(leaves[i])] = axes
-    args, kwargs = pytree.tree_unflatten(leaves, tree)
-    return args, kwargs, renamed
+    made: dict[int, Any] = {}
+    for leaf in leaves:
+        if isinstance(leaf, torch.Tensor) and id(leaf) not in made:
+            stand_in = leaf.detach()
+            for axis in named.get(id(leaf), ()):
+                if leaf.shape[axis] == 1:
+                    stand_in = stand_in.repeat_interleave(2, dim=axis)
+            made[id(leaf)] = stand_in
+    args, kwargs = pytree.tree_unflatten([made.get(id(leaf), leaf) for leaf in leaves], tree)
+    return args, kwargs, {id(made[key]): axes for key, axes in named.items() if key in made}
 
 
 def _symbols(program: ExportedProgram, inputs: Any, named: _Named) -> dict[str, str]:
