@@ -12,39 +12,18 @@ What is put into another form, and means the same:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
-import numpy as np
 import onnx
-import onnx_ir as ir
 from onnx import AttributeProto, TensorProto
 
 from ..errors import ModelError
-from .protobuf import ELSEWHERE
-
-LARGEST_DENSE_BYTES = 1 << 30
-"""A sparse tensor that takes more than this when it is made dense is refused."""
+from . import data
 
 HIDDEN_TYPE = "graphopt.type:"
 """Denotation, with the serialized type in hexadecimal, of a type that ``onnx_ir`` does not know."""
 
-Locate = Callable[[str, int, int], None]
-"""Called with an external tensor's location, offset and number of bytes; raises ``ValueError`` with what is wrong."""
-
-_TYPED = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
-_FIELD: dict[int, str] = {
-    TensorProto.FLOAT: "float_data",
-    TensorProto.COMPLEX64: "float_data",
-    TensorProto.DOUBLE: "double_data",
-    TensorProto.COMPLEX128: "double_data",
-    TensorProto.INT64: "int64_data",
-    TensorProto.UINT32: "uint64_data",
-    TensorProto.UINT64: "uint64_data",
-    TensorProto.STRING: "string_data",
-}
-_MAX_RANK = 32
 _VALUE_FIELDS = (
     ("f", AttributeProto.FLOAT),
     ("i", AttributeProto.INT),
@@ -63,7 +42,7 @@ _LIST_FIELDS = (
 )
 
 
-def prepare(proto: onnx.ModelProto, name: str, locate: Locate) -> bool:
+def prepare(proto: onnx.ModelProto, name: str, locate: data.Locate) -> bool:
     """Check ``proto`` and normalize it in place; return whether it has types that were hidden.
 
     Raises:
@@ -75,7 +54,7 @@ def prepare(proto: onnx.ModelProto, name: str, locate: Locate) -> bool:
 
 
 class _Intake:
-    def __init__(self, name: str, locate: Locate) -> None:
+    def __init__(self, name: str, locate: data.Locate) -> None:
         self.name = name
         self.locate = locate
         self.hidden = False
@@ -244,92 +223,16 @@ class _Intake:
             self.hidden = True
 
     def tensor(self, tensor: TensorProto, label: str) -> None:
-        """Check that a tensor has the data that its type and shape ask for, before anything is allocated."""
-        kind, dims = tensor.data_type, list(tensor.dims)
-        if kind == TensorProto.UNDEFINED or kind not in _KNOWN_TYPES:
-            self.fail(
-                f"{label} has data type {kind}, which is not known; upgrade onnx-ir, or the model is damaged"
-            )
-        if any(dim < 0 for dim in dims):
-            self.fail(f"{label} has a negative dimension in its shape {dims}; the model is damaged")
-        if len(dims) > _MAX_RANK or math.prod(dim or 1 for dim in dims) >= 1 << 59:
-            self.fail(f"{label} has the shape {str(dims)[:100]}, which no memory holds; the model is damaged")
-        if tensor.data_location == TensorProto.EXTERNAL:
-            self.external(tensor, label)
-            return
-        count = math.prod(dims)
-        if tensor.HasField("raw_data"):
-            if kind == TensorProto.STRING:
-                self.fail(f"{label} is of strings, and its data are raw; the model is damaged")
-            self.fits(len(tensor.raw_data), needed_bytes(kind, count), "bytes", dims, kind, label)
-            return
-        field = _FIELD.get(kind, "int32_data")
-        for other in _TYPED:
-            if other != field and len(getattr(tensor, other)):
-                self.fail(f"{label} is of {_type(kind)}, and its data are in {other}; the model is damaged")
-        self.fits(len(getattr(tensor, field)), _entries(kind, count), "elements", dims, kind, label)
-        if kind in _SIX_BIT and any(not 0 <= value < 64 for value in tensor.int32_data):
-            self.fail(
-                f"{label} is of {_type(kind)}, and has values of more than 6 bits; the model is damaged"
-            )
-
-    def fits(self, found: int, needed: int, unit: str, dims: list[int], kind: int, label: str) -> None:
-        if found != needed:
-            self.fail(
-                f"{label} has {found} {unit} of data, and {_type(kind)}{dims} needs {needed}; the model is damaged"
-            )
-
-    def external(self, tensor: TensorProto, label: str) -> None:
-        if tensor.data_type == TensorProto.STRING:
-            self.fail(f"{label} is of strings, which cannot be external; the model is damaged")
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        needed = needed_bytes(tensor.data_type, math.prod(tensor.dims))
-        numbers = {}
-        location = entries.get("location", "")
-        if location in ELSEWHERE.values() and location not in (
-            "<raw_data>",
-            f"<{_FIELD.get(tensor.data_type)}>",
-        ):
-            self.fail(
-                f"{label} is of {_type(tensor.data_type)}, and its data are in {location[1:-1]}; the model is damaged"
-            )
-        for key, default in (("offset", 0), ("length", needed)):
-            text = entries.get(key, str(default))
-            if not (text.isascii() and text.isdigit() and len(text) < 20):
-                self.fail(f"{label} has external data with {key} {text[:40]!r}, which is no number of bytes")
-            numbers[key] = int(text)
-        self.fits(numbers["length"], needed, "bytes", list(tensor.dims), tensor.data_type, label)
         try:
-            self.locate(location, numbers["offset"], needed)
+            data.check(tensor, self.locate)
         except ValueError as error:
             self.fail(f"{label} {error}")
 
     def dense(self, sparse: onnx.SparseTensorProto, label: str) -> TensorProto:
-        """Return a sparse tensor as a dense one."""
-        values, indices, dims = sparse.values, sparse.indices, list(sparse.dims)
-        for part in (values, indices):
-            self.tensor(part, label)
-            if part.data_location == TensorProto.EXTERNAL:
-                self.fail(f"{label} has external data, which sparse tensors may not have; make it dense")
-        if any(dim < 0 for dim in dims) or math.prod(dims) > LARGEST_DENSE_BYTES:
-            self.fail(
-                f"{label} has the shape {str(dims)[:100]}, which is too much to make it dense; save it dense"
-            )
-        where = onnx.numpy_helper.to_array(indices).astype(np.int64)
-        data = np.asarray(onnx.numpy_helper.to_array(values)).reshape(-1)
-        if where.ndim == 2 and where.shape[1:] == (len(dims),):
-            inside = bool(((where >= 0) & (where < np.array(dims, np.int64))).all())
-            flat = np.ravel_multi_index(tuple(where.T), dims) if inside and len(data) else where[:0, 0]
-        else:
-            flat = where.reshape(-1)
-            inside = where.ndim == 1 and bool(((flat >= 0) & (flat < math.prod(dims))).all())
-        if not inside or len(flat) != len(data) or math.prod(dims) * data.itemsize > LARGEST_DENSE_BYTES:
-            self.fail(
-                f"{label} has {len(data)} values whose indices do not fit its shape {dims}; it is damaged"
-            )
-        full = np.full(math.prod(dims), "" if data.dtype == object else 0, data.dtype)
-        full[flat] = data
-        return onnx.numpy_helper.from_array(full.reshape(dims), values.name)
+        try:
+            return data.dense(sparse)
+        except ValueError as error:
+            return self.fail(f"{label} {error}")
 
 
 def _clean(message: Any, *fields: str) -> None:
@@ -364,40 +267,24 @@ _PLAIN = {
     AttributeProto.INTS,
     AttributeProto.STRINGS,
 }
-_KNOWN_TYPES = {dtype.value for dtype in ir.DataType}
-_SIX_BIT = {dtype.value for dtype in ir.DataType if dtype.name.startswith("FLOAT6")}
-
-
-def needed_bytes(kind: int, count: int) -> int:
-    """Return the bytes that ``count`` elements take in a file; none are counted for strings."""
-    return 0 if kind == TensorProto.STRING else (ir.DataType(kind).bitwidth * count + 7) // 8
-
-
-def _entries(kind: int, count: int) -> int:
-    """Return the number of entries that ``count`` elements take in the typed data fields."""
-    if kind in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
-        return 2 * count
-    if kind == TensorProto.STRING or kind in _SIX_BIT:
-        return count
-    bits = ir.DataType(kind).bitwidth
-    return count if bits >= 8 else (bits * count + 7) // 8
-
-
-def _type(kind: int) -> str:
-    return ir.DataType(kind).name
 
 
 def _place(node: onnx.NodeProto) -> str:
     return f"{node.op_type} {node.name or next(iter(node.output), '')!r}" if node.op_type else repr(node.name)
 
 
-def unhide(proto: onnx.ModelProto) -> None:
-    """Put hidden types back; the graphs in attributes have none."""
-    hidden = [proto.graph.input, proto.graph.output, proto.graph.value_info]
-    for values in (*hidden, *(function.value_info for function in proto.functions)):
-        for value in values:
-            if value.type.denotation.startswith(HIDDEN_TYPE):
-                value.type.ParseFromString(bytes.fromhex(value.type.denotation.removeprefix(HIDDEN_TYPE)))
+def unhide(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
+    """Put hidden types back."""
+    values = [*graph.value_info]
+    if isinstance(graph, onnx.GraphProto):
+        values += [*graph.input, *graph.output]
+    for value in values:
+        if value.type.denotation.startswith(HIDDEN_TYPE):
+            value.type.ParseFromString(bytes.fromhex(value.type.denotation.removeprefix(HIDDEN_TYPE)))
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                unhide(inner)
 
 
 def _is_foreign(proto: onnx.TypeProto) -> bool:

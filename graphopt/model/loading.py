@@ -22,6 +22,7 @@ from ..invariants import problems
 from ..query import all_graphs, subgraphs
 from . import intake, protobuf
 from .cloning import Swap, collector_paused
+from .data import Locate
 from .mapped import MappedFile, MappedTensor, Span
 
 BREAKS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError)
@@ -69,7 +70,7 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
 def _model(
     proto: onnx.ModelProto,
     name: str,
-    locate: intake.Locate,
+    locate: Locate,
     adopt: Swap,
 ) -> ir.Model:
     try:

@@ -83,13 +83,12 @@ class MappedFile:
         """Append as much of a range to ``file`` as the kernel does by itself; return how much that is."""
         if not hasattr(os, "copy_file_range") or not hasattr(file, "fileno"):
             return 0
-        done = 0
+        file.flush()
         try:
-            file.flush()
-            place, target = file.tell(), file.fileno()
-            source = os.open(self.path, os.O_RDONLY)
-        except OSError:
+            target, source = file.fileno(), os.open(self.path, os.O_RDONLY)
+        except OSError:  # it is no real file, or this one lost its name
             return 0
+        place, done = file.tell(), 0
         try:
             while done < length and _identity(os.fstat(source)) == self._identity:
                 copied = os.copy_file_range(

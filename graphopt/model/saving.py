@@ -70,14 +70,15 @@ def to_proto(model: ir.Model, swap: Swap | None = None) -> onnx.ModelProto:
     copy = clone(model, swap)
     if not model.meta.get(intake.HIDDEN_TYPE):
         return ir.to_proto(copy)
-    for graph in all_graphs(copy):
-        for value in (*graph.inputs, *graph.outputs, *(v for node in graph for v in node.outputs)):
+    for inner in all_graphs(copy):
+        for value in (*inner.inputs, *inner.outputs, *(v for node in inner for v in node.outputs)):
             foreign = value.meta.get(intake.HIDDEN_TYPE)
             if foreign is not None and value.type is None:
                 denotation = intake.HIDDEN_TYPE + foreign.hex()
                 value.type = ir.TensorType(ir.DataType.UNDEFINED, denotation=denotation)
     proto = ir.to_proto(copy)
-    intake.unhide(proto)
+    for graph in (proto.graph, *proto.functions):
+        intake.unhide(graph)
     return proto
 
 

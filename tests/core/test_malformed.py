@@ -1,5 +1,7 @@
 """Malformed and unsafe models: each is refused by a sentence that says what and where, and nothing else happens."""
 
+# ruff: noqa: E501 - a row of a table is one line
+
 from __future__ import annotations
 
 import logging
@@ -117,8 +119,6 @@ def change(edit: Callable[[onnx.ModelProto], object], body: str = PLAIN) -> onnx
     ],
 )  # fmt: skip
 def test_structure(edit: Callable[[onnx.ModelProto], object], message: str) -> None:
-    if "a =" not in message:
-        logging.disable(logging.NOTSET)
     assert refused(change(edit)) == message
 
 

@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -86,42 +87,42 @@ def tensors(model: ir.Model) -> list[ir.TensorProtocol]:
 
 
 def canonical(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return ``proto`` without what may differ: inferred value infos, empty domains, how data are stored."""
+    """Return ``proto`` without what may differ: value infos, how the domain of ONNX is written, how data are stored."""
     same = onnx.ModelProto()
     same.CopyFrom(proto)
-
-    def nodes(nodes: list[onnx.NodeProto]) -> None:
-        for node in nodes:
-            node.domain = "" if node.domain == "ai.onnx" else node.domain
-            if not node.domain:
-                node.ClearField("domain")
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    tensor(attribute.t)
-                if attribute.HasField("g"):
-                    graph(attribute.g)
-
-    def tensor(tensor: TensorProto) -> None:
-        if tensor.data_type != TensorProto.STRING:
-            name = tensor.name
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), name))
-        if not tensor.name:
-            tensor.ClearField("name")
-
-    def graph(graph: onnx.GraphProto) -> None:
-        nodes(graph.node)
-        for initializer in graph.initializer:
-            tensor(initializer)
-        del graph.value_info[:]
-
-    graph(same.graph)
+    canonical_graph(same.graph)
     for function in same.functions:
-        nodes(function.node)
+        canonical_nodes(function.node)
         if not function.overload:
             function.ClearField("overload")
     for opset in same.opset_import:
         opset.domain = "" if opset.domain == "ai.onnx" else opset.domain
     return same
+
+
+def canonical_graph(graph: onnx.GraphProto) -> None:
+    canonical_nodes(graph.node)
+    for initializer in graph.initializer:
+        canonical_tensor(initializer)
+    del graph.value_info[:]
+
+
+def canonical_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        if node.domain in ("", "ai.onnx"):
+            node.ClearField("domain")
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                canonical_tensor(attribute.t)
+            if attribute.HasField("g"):
+                canonical_graph(attribute.g)
+
+
+def canonical_tensor(tensor: TensorProto) -> None:
+    if tensor.data_type != TensorProto.STRING:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+    if not tensor.name:
+        tensor.ClearField("name")
 
 
 def test_large_tensors_are_views_of_the_file_wherever_they_stand(path: Path) -> None:
