@@ -7,11 +7,12 @@ What makes a naive comparison wrong, and what is done about it:
 - **First runs are slow.** Each candidate runs until its time no longer falls before anything is counted.
 - **A turn starts with the caches full of another candidate.** A turn is a burst of runs, the first of which does not
   count where more than two fit.
-- **Idle threads of one candidate steal the processor from the next.** The backend stops them from spinning.
+- **Idle threads of one candidate steal the processor from the next,** and the system may put the threads of one on a
+  busier core than another's. The backend stops them from spinning, and gives each a core.
 - **Noise looks like speed.** The ratio has a 95 % bootstrap interval. The verdict is that there is no significant
-  difference where it contains 1, where the ratio is within 1 % of it, or where the rounds that speak for one side
-  could be a coin's: on a busy machine an interval of few rounds is too narrow (simulated: wrong for one pair of equals
-  in eight at 7 rounds, one in ten at 20; with the coin, one in 36 at most).
+  difference where it contains 1, where the ratio is within 1 % of it, or where a coin could favour one side in as many
+  rounds. The interval alone is too sure on a busy machine: in a simulation it told equals apart in one case of eight
+  at 7 rounds and of ten at 20; with the coin, in one of 40 at most.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-BURST_SECONDS = 0.01
+BURST_SECONDS = 0.03
 """A turn lasts at least so long, in whole runs."""
 WARM_UP_SHARE = 0.3
 """Of the time to spend: what warming up may take at most."""
@@ -47,8 +48,8 @@ CHECK_EVERY = 20
 """Rounds between looks at how narrow the intervals are."""
 NEGLIGIBLE = 0.01
 """A ratio this close to 1 is no difference, however sure."""
-CHANCE = 0.02
-"""What a difference may owe to chance by the sign test, which assumes nothing of the noise."""
+CHANCE = 0.025
+"""What a difference may owe to chance by the sign test, which assumes nothing of how the noise is distributed."""
 RESAMPLES = 2000
 FASTER, SLOWER, SAME = "faster", "slower", "no significant difference"
 
@@ -153,7 +154,7 @@ def judge(names: Sequence[str], times: Array, seed: int = 0) -> list[Timing]:
     lower, median, upper = np.quantile(times, [0.25, 0.5, 0.75], axis=0)
     timings = []
     for i, (ratio, low, high) in enumerate(_ratios(times, seed)):
-        called = verdict(ratio, low, high, _chance(times[:, i] - times[:, 0])) if i else ""
+        called = verdict(ratio, low, high, _chance(times[:, i] / times[:, 0])) if i else ""
         spread = float((upper[i] - lower[i]) / median[i])
         timings.append(Timing(names[i], float(1000 * median[i]), spread, ratio, low, high, called))
     return timings
@@ -162,10 +163,13 @@ def judge(names: Sequence[str], times: Array, seed: int = 0) -> list[Timing]:
 def _ratios(times: Array, seed: int) -> list[tuple[float, float, float]]:
     """Return each candidate's ratio to the first: the median over the rounds, and its 95 % bootstrap interval.
 
-    A resample draws rounds, so that what one round shares stays paired.
+    A resample draws stretches of rounds, as long as the root of their number: what one round shares stays paired, and
+    what disturbs several rounds in a row counts as one disturbance.
     """
-    paired = times / times[:, :1]
-    drawn = np.random.default_rng(seed).integers(0, len(times), (RESAMPLES, len(times)))
+    paired, rounds = times / times[:, :1], len(times)
+    length = math.isqrt(rounds)
+    starts = np.random.default_rng(seed).integers(0, rounds, (RESAMPLES, -(-rounds // length), 1))
+    drawn = ((starts + np.arange(length)) % rounds).reshape(RESAMPLES, -1)[:, :rounds]
     found = []
     for ratios in paired.T:
         low, high = np.quantile(np.median(ratios[drawn], axis=1), [0.025, 0.975])
@@ -173,9 +177,15 @@ def _ratios(times: Array, seed: int) -> list[tuple[float, float, float]]:
     return found
 
 
-def _chance(differences: Array) -> float:
-    """Return the two-sided probability that a coin favours one side in as many rounds."""
-    won, lost = int((differences < 0).sum()), int((differences > 0).sum())
+def _chance(ratios: Array) -> float:
+    """Return the probability that a coin favours one side, either, in as many rounds.
+
+    Where there are rounds enough, in stretches of rounds, of which each has the vote of its median.
+    """
+    stretches = len(ratios) // math.isqrt(len(ratios))
+    if stretches >= MIN_ROUNDS:
+        ratios = np.array([np.median(part) for part in np.array_split(ratios, stretches)])
+    won, lost = int((ratios < 1).sum()), int((ratios > 1).sum())
     tails = sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1))
     return float(min(1.0, tails / 2 ** (won + lost - 1)))
 

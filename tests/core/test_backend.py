@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -371,6 +372,20 @@ def test_no_spinning():
     """Workers that spin after a run slow the next session down."""
     options = sessions.create(from_text(SMALL)).get_session_options()
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+def test_workers_have_cores_of_their_own(cpu, monkeypatch):
+    """Left to the system, one session's worker may share a busy core for long."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5, 0, 3}, raising=False)
+    places = {threads: backend._places(threads) for threads in (None, 1, 2, 3, 4)}
+    key = "session.intra_op_thread_affinities"
+    assert places == {None: {}, 1: {}, 2: {key: "4"}, 3: {key: "4;6"}, 4: {}}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    with cpu.compile(from_text(SMALL), threads=2) as executable:
+        options = executable.session.get_session_options()
+        assert options.get_session_config_entry(key) == "2"
+    with cpu.compile(from_text(SMALL), threads=2, config={key: "1"}) as executable:
+        assert executable.session.get_session_options().get_session_config_entry(key) == "1"
 
 
 def test_what_the_processor_has_kernels_for(cpu):
