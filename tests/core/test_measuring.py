@@ -177,6 +177,11 @@ def test_the_verdict(low, ratio, high, chance, verdict):
     assert racing.verdict(ratio, low, high, chance) == verdict
 
 
+def test_less_than_can_be_told_apart():
+    same, faster = (judge(["a", "b"], np.tile([4e-6, b], (20, 1)))[1].verdict for b in (3.81e-6, 3.79e-6))
+    assert (same, faster) == (SAME, FASTER)
+
+
 def test_the_chance_of_a_coin():
     assert racing._chance(np.array([0.9] * 7)) == 2 / 2**7
     assert racing._chance(np.array([1.1] * 6 + [0.9])) == 2 * 8 / 2**7
