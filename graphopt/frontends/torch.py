@@ -13,7 +13,6 @@ A run never changes the module's state: what a module writes into its buffers or
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import re
 import sys
@@ -24,9 +23,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import onnx_ir as ir
 
-from ..errors import InputError, ModelError, PassError, UnavailableError, UsageError
+from ..errors import GraphoptError, InputError, ModelError, PassError, UnavailableError, UsageError
 from ..query import all_graphs
-from . import Frontend, factory, torch_names
+from . import Frontend, factory, torch_dims, torch_names
 
 if TYPE_CHECKING:
     import torch
@@ -34,14 +33,10 @@ if TYPE_CHECKING:
 
     from ..interfaces import Pass
 
-DIMENSIONS = "graphopt.dimensions"
-"""Key in ``GraphModule.meta``: torch's symbols to the names that the user gave the dimensions."""
 OLDEST = (2, 9)
 NOISE = re.compile(r"\x1b\[[0-9;]*m| *For more information, run with TORCH_LOGS=\S*")
 BOILERPLATE = ("For ", "If you suspect", "The error above occurred")
 """How the lines begin that torch adds to every message."""
-_Named = dict[int, dict[int, str]]
-"""Of a tensor, by its ``id``: axis to the name of the dimension."""
 
 
 class TorchFrontend(Frontend):
@@ -175,18 +170,16 @@ def _export(
     import torch
     from torch.utils import _pytree as pytree
 
-    named: _Named = {}
+    named: torch_dims.Named = {}
     if dynamic_shapes is not None:
-        arguments = _bind(module, args, kwargs)
-        for tensor, axes in _tensors_with_axes(arguments, _by_name(arguments, dynamic_shapes)):
-            named[id(tensor)] = {axis: name for axis, dim in axes.items() if (name := _dim_name(dim))}
+        named = torch_dims.named(module, args, kwargs, dynamic_shapes)
         dynamic_shapes = pytree.tree_map(
             lambda dim: torch.export.Dim.DYNAMIC if isinstance(dim, str) else dim, dynamic_shapes
         )
-    args, kwargs, named = _examples(args, kwargs, named)
+    args, kwargs, named = torch_dims.examples(args, kwargs, named)
     with _inference(module), _quiet(), _failing(type(module).__name__, "torch cannot export it"):
         program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
-    program.graph_module.meta[DIMENSIONS] = _symbols(program, (args, kwargs), named)
+    program.graph_module.meta[torch_dims.NAMES] = torch_dims.symbols(program, (args, kwargs), named)
     return program
 
 
@@ -224,7 +217,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _failing(subject: str, what: str) -> Iterator[None]:
+def _failing(subject: str, what: str, kind: type[GraphoptError] = ModelError) -> Iterator[None]:
     """Turn whatever is raised, by torch or by the module itself, into one sentence; the rest becomes notes."""
     try:
         yield
@@ -235,101 +228,13 @@ def _failing(subject: str, what: str) -> Iterator[None]:
         root = causes[-1]
         lines = [line.strip() for line in NOISE.sub("", str(root)).splitlines() if line.strip()]
         head = " ".join(lines[: 2 if lines and lines[0].endswith((":", "!")) else 1])
-        made = ModelError(f"{subject}: {what}: {type(root).__name__}: {head or 'no message'}")
+        made = kind(f"{subject}: {what}: {type(root).__name__}: {head or 'no message'}")
         for cause in causes[1:-1]:
             made.add_note(NOISE.sub("", str(cause)).partition("\n")[0])
         for line in lines[1:]:
             if line not in head and not line.startswith(BOILERPLATE):
                 made.add_note(line)
         raise made from error
-
-
-# --- dynamic dimensions -----------------------------------------------------------------------------------------------
-
-
-def _bind(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the inputs by the name of the parameter of ``forward``."""
-    try:
-        return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
-    except TypeError as error:
-        raise InputError(
-            f"{type(module).__name__}: the example inputs do not fit forward: {error}"
-        ) from error
-
-
-def _by_name(arguments: Mapping[str, Any], shapes: Any) -> dict[str, Any]:
-    return dict(shapes) if isinstance(shapes, Mapping) else dict(zip(arguments, shapes, strict=False))
-
-
-def _tensors_with_axes(value: Any, shapes: Any) -> Iterator[tuple[torch.Tensor, dict[int, Any]]]:
-    """Yield each tensor in ``value`` with its dynamic axes, by walking ``shapes`` beside it."""
-    import torch
-
-    if shapes is None:
-        return
-    if isinstance(value, torch.Tensor):
-        axes = dict(shapes) if isinstance(shapes, Mapping) else dict(enumerate(shapes))
-        if wrong := [axis for axis in axes if axis not in range(value.dim())]:
-            raise InputError(f"dynamic_shapes: a tensor of {value.dim()} dimensions has no axis {wrong[0]!r}")
-        yield value, axes
-    elif isinstance(value, Mapping) and isinstance(shapes, Mapping):
-        for key in value.keys() & shapes.keys():
-            yield from _tensors_with_axes(value[key], shapes[key])
-    elif isinstance(value, (tuple, list)) and isinstance(shapes, (tuple, list)):
-        for inner, inner_shapes in zip(value, shapes, strict=False):
-            yield from _tensors_with_axes(inner, inner_shapes)
-
-
-def _dim_name(dim: Any) -> str | None:
-    if isinstance(dim, str) and not dim.isidentifier():
-        raise InputError(f"dynamic_shapes: a dimension's name must be an identifier, got {dim!r}")
-    return dim if isinstance(dim, str) else getattr(dim, "__name__", None)
-
-
-def _examples(
-    args: tuple[Any, ...], kwargs: dict[str, Any], named: _Named
-) -> tuple[tuple[Any, ...], dict[str, Any], _Named]:
-    """Return stand-ins for the example inputs, which torch may leave marks on; they share the memory.
-
-    Named dimensions of size 1 are doubled: torch takes 1 for a constant, whatever it is told.
-    """
-    import torch
-    from torch.utils import _pytree as pytree
-
-    leaves, tree = pytree.tree_flatten((args, kwargs))
-    made: dict[int, Any] = {}
-    for leaf in leaves:
-        if isinstance(leaf, torch.Tensor) and id(leaf) not in made:
-            stand_in = leaf.detach()
-            for axis in named.get(id(leaf), ()):
-                if leaf.shape[axis] == 1:
-                    stand_in = stand_in.repeat_interleave(2, dim=axis)
-            made[id(leaf)] = stand_in
-    args, kwargs = pytree.tree_unflatten([made.get(id(leaf), leaf) for leaf in leaves], tree)
-    return args, kwargs, {id(made[key]): axes for key, axes in named.items() if key in made}
-
-
-def _symbols(program: ExportedProgram, inputs: Any, named: _Named) -> dict[str, str]:
-    """Return torch's symbols with the names that the user gave them."""
-    from torch.utils import _pytree as pytree
-
-    names: dict[str, str] = {}
-    for leaf, placeholder in zip(pytree.tree_leaves(inputs), _placeholders(program), strict=True):
-        for axis, name in named.get(id(leaf), {}).items():
-            symbol = str(placeholder.meta["val"].shape[axis])
-            if symbol.isidentifier() and name.isidentifier():
-                names.setdefault(symbol, name)
-    return names
-
-
-def _placeholders(program: ExportedProgram) -> list[torch.fx.Node]:
-    """Return the nodes of the user's inputs, constants included, in their order."""
-    by_name = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    return [
-        by_name[spec.arg.name]
-        for spec in program.graph_signature.input_specs
-        if spec.kind.name == "USER_INPUT"
-    ]
 
 
 # --- FX passes --------------------------------------------------------------------------------------------------------
@@ -357,45 +262,21 @@ def apply_fx(program: ExportedProgram, step: Pass) -> ExportedProgram:
     args, kwargs = program.example_inputs
     with _quiet():
         before = copy.deepcopy(program.module(check_guards=False))
-    try:
-        with _failing(step.name, "it failed"):
-            module = step.transform(before)
-        if not isinstance(module, torch.fx.GraphModule):
-            raise PassError(f"{step.name}: it must return a GraphModule, got {type(module).__name__}")
-        with _failing(step.name, "it left the graph broken"):
-            module.graph.lint()
-            module.recompile()
-            changed = _export(module, args, kwargs, _dynamic_shapes(program))
-    except ModelError as error:
-        made = PassError(str(error))
-        for note in getattr(error, "__notes__", ()):
-            made.add_note(note)
-        raise made from error
+    with _failing(step.name, "it failed", PassError):
+        module = step.transform(before)
+    if not isinstance(module, torch.fx.GraphModule):
+        raise PassError(f"{step.name}: it must return a GraphModule, got {type(module).__name__}")
+    with _failing(step.name, "it left the graph broken", PassError):
+        module.graph.lint()
+        module.recompile()
+        changed = _export(module, args, kwargs, torch_dims.of_program(program))
     for what, was, now in (
         ("inputs", program.graph_signature.user_inputs, changed.graph_signature.user_inputs),
         ("outputs", torch_names.outputs(program), torch_names.outputs(changed)),
     ):
-        if list(was) != list(now):
-            kept, got = ", ".join(was), ", ".join(now)
+        if (kept := ", ".join(map(str, was))) != (got := ", ".join(map(str, now))):
             raise PassError(f"{step.name}: it must keep the {what} {kept}, got {got}")
     return changed
-
-
-def _dynamic_shapes(program: ExportedProgram) -> Any:
-    """Return the dynamic dimensions of ``program`` by parameter of its module, or ``None`` where all are fixed."""
-    import torch
-    from torch.utils import _pytree as pytree
-
-    names = program.graph_module.meta.get(DIMENSIONS, {})
-    leaves = []
-    for node in _placeholders(program):
-        value = node.meta.get("val")
-        dims = enumerate(value.shape) if isinstance(value, torch.Tensor) else ()
-        leaves.append({i: names.get(str(d), str(d)) for i, d in dims if not isinstance(d, int)} or None)
-    if not any(leaves):
-        return None
-    args, kwargs = pytree.tree_unflatten(leaves, program.call_spec.in_spec)
-    return _bind(program.module(check_guards=False), args, kwargs)
 
 
 # --- lowering ---------------------------------------------------------------------------------------------------------
@@ -430,7 +311,7 @@ def lower(
             f"program: torch lowers it to opset {model.opset_imports.get('')}, and cannot convert that to {opset}; "
             f"choose another opset"
         )
-    names: Mapping[str, str] = program.graph_module.meta.get(DIMENSIONS, {})
+    names: Mapping[str, str] = program.graph_module.meta.get(torch_dims.NAMES, {})
     for graph in all_graphs(model):
         torch_names.rename_dimensions(graph, names)
         torch_names.adopt_notes(graph)

