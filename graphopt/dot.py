@@ -283,7 +283,7 @@ def _within(node: ir.Node) -> Iterator[ir.Node]:
     """Yield ``node`` and the nodes of its subgraphs."""
     yield node
     for graph in subgraphs(node):
-        yield from graph.all_nodes()
+        yield from nodes_in(graph)
 
 
 def _edge_label(value: ir.Value) -> str:

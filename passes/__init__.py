@@ -52,6 +52,6 @@ FOLD = "fold-batchnorm,fold-affine,fold-pad"
 SHARE = "eliminate-common,deduplicate-constants"
 
 PRESETS: dict[str, str] = {
-    "simplify": f"inline-functions,fixpoint({CLEAN},{SHARE},eliminate-dead),infer-shapes",
-    "speed": f"inline-functions,fixpoint({CLEAN},{FOLD},{SHARE},eliminate-dead),infer-shapes",
+    "simplify": f"inline-functions,fixpoint({CLEAN},{SHARE},eliminate-dead,infer-shapes)",
+    "speed": f"inline-functions,fixpoint({CLEAN},{FOLD},{SHARE},eliminate-dead,infer-shapes)",
 }

@@ -24,7 +24,18 @@ STATEFUL = ("Loop", "Scan", "SequenceMap", "Optional", "SequenceConstruct", "Seq
 VIEWS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 """Operators whose result on a constant is numpy's view of it: nothing is copied before it is saved."""
 
-SIZED = ("Expand", "ConstantOfShape", "Tile", "Range", "Pad", "OneHot", "Resize", "Upsample", "Col2Im", "CenterCropPad")
+SIZED = (
+    "Expand",
+    "ConstantOfShape",
+    "Tile",
+    "Range",
+    "Pad",
+    "OneHot",
+    "Resize",
+    "Upsample",
+    "Col2Im",
+    "CenterCropPad",
+)
 """Operators whose result is as large as the values of an input say; others make at most the outer product."""
 
 

@@ -148,10 +148,14 @@ def _slice(node: ir.Node, inputs: list[Any]) -> Array:
 
 
 def _python_slice(start: int, end: int, step: int, size: int) -> slice:
-    """Return the Python slice of ONNX's: with a negative step, an end before the first element runs to the front."""
-    if step < 0 and end < -size:
-        return slice(start, None, step)
-    return slice(start, end, step)
+    """Return the Python slice that takes what ONNX's takes: starts and ends are cut to what is there."""
+    if step < 0 and end >= 2**31 - 1:
+        raise Decline("it runs backwards to the largest integer, which runtimes take differently")
+    start, end = start + size * (start < 0), end + size * (end < 0)
+    if step > 0:
+        return slice(min(max(start, 0), size), min(max(end, 0), size), step)
+    end = min(max(end, -1), size - 1)
+    return slice(min(max(start, 0), size - 1), end if end >= 0 else None, step) if size else slice(0, 0)
 
 
 def _split(node: ir.Node, inputs: list[Any]) -> list[Array]:

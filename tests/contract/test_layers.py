@@ -13,7 +13,7 @@ import graphopt
 ROOT = Path(__file__).parents[2]
 LAYERS = ["errors", "query", "rewrite", "plugins", "pipeline", "driver", "cli"]
 """Each may import those before it, none may import those after it."""
-HEAVY = {"torch": ["frontends"], "onnxruntime": ["backends", "runners"]}
+HEAVY = {"torch": ["frontends", "demo"], "onnxruntime": ["backends", "runners"]}
 """Libraries that only these modules of the core may import, and only inside functions."""
 
 

@@ -1,0 +1,48 @@
+"""What case files of fold-constants cannot express: numbers that only onnxruntime tells, and what is not read."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import graphopt
+from graphopt.backends import session as sessions
+from graphopt.text import from_text
+
+ENDS = st.one_of(st.integers(-9, 9), st.sampled_from([-(2**31), 2**31 - 1, -(2**63), 2**63 - 1]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 5), ENDS, ENDS, st.sampled_from([-3, -2, -1, 1, 2, 3]))
+def test_a_folded_slice_is_what_onnxruntime_takes(size: int, start: int, end: int, step: int) -> None:
+    data = ",".join(map(str, range(size)))
+    model = from_text(f"""<ir_version: 10, opset_import: ["" : 20]>
+        main (int64[1] x) => (int64[N] y)
+        <int64[{size}] a = {{{data}}}, int64[1] from = {{{start}}}, int64[1] to = {{{end}}}, int64[1] axis = {{0}},
+         int64[1] step = {{{step}}}>
+        {{ s = Slice (a, from, to, axis, step) y = Concat <axis = 0> (s, x) }}""")
+    folded = graphopt.optimize(model, "fold-constants", verify=False).model
+    declined = step < 0 and end >= 2**31 - 1
+    assert [node.op_type for node in folded.graph] == (["Slice", "Concat"] if declined else ["Concat"])
+    feeds = {"x": np.array([7])}
+    want, got = (sessions.run(sessions.create(m, optimize="none"), feeds)["y"] for m in (model, folded))
+    np.testing.assert_array_equal(got, want)
+
+
+def test_a_transposed_weight_is_a_view_of_the_weight() -> None:
+    weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["N", 3]))
+    w = ir.Value(
+        name="w", const_value=ir.tensor(weight), type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([2, 3])
+    )
+    turn = ir.node("Transpose", [w], {"perm": [1, 0]})
+    product = ir.node("MatMul", [x, turn.outputs[0]])
+    product.outputs[0].name = "y"
+    graph = ir.Graph([x], product.outputs, nodes=[turn, product], initializers=[w], opset_imports={"": 20})
+    result = graphopt.optimize(ir.Model(graph, ir_version=10), "fold-constants")
+    (turned,) = result.model.graph.initializers.values()
+    assert turned.const_value is not None
+    assert np.shares_memory(turned.const_value.numpy(), weight)
+    assert result.report.verified
