@@ -17,7 +17,7 @@ from .analysis.cost import label
 from .differences import typed
 from .errors import UnavailableError, UsageError
 from .interfaces import place
-from .query import constant_tensor, is_op, subgraphs
+from .query import constant_tensor, is_op, nodes_in, subgraphs
 from .structure import Diff, Kind
 
 LIMIT = 150

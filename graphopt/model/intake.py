@@ -206,7 +206,7 @@ class _Intake:
         )
 
     def value(self, value: onnx.ValueInfoProto) -> None:
-        """Put aside a type that is not known to ``onnx_ir``; forget negative dimensions."""
+        """Put aside a type that is not known to ``onnx_ir``; forget dimensions that are negative or called ``?``."""
         _clean(value, "name", "doc_string")
         _clean_texts(value.type, "denotation")
         kind = value.type.WhichOneof("value")
@@ -214,6 +214,8 @@ class _Intake:
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_value < 0:
                     dim.ClearField("dim_value")
+                elif dim.dim_param == "?":
+                    dim.ClearField("dim_param")
                 _clean_texts(dim, "dim_param", "denotation")
         elif kind is not None and _is_foreign(value.type):
             text = HIDDEN_TYPE + value.type.SerializeToString(deterministic=True).hex()
