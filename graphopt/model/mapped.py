@@ -7,6 +7,9 @@ import math
 import mmap
 import os
 import stat
+import threading
+import weakref
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,9 @@ Array = np.ndarray[Any, Any]
 
 CHUNK_BYTES = 1 << 24
 """How much of a mapping is in memory at a time where it is read from end to end."""
+
+LENT_BYTES = 1 << 26
+"""How much stays in memory of the data that arrays were made of; what was lent first leaves first."""
 
 _NO_KERNEL_COPY = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV, errno.EBADF}
 
@@ -66,6 +72,11 @@ class MappedFile:
         if end > start:
             self.view.madvise(mmap.MADV_DONTNEED, start, end - start)
 
+    def lend(self, offset: int, length: int) -> memoryview:
+        """Return a range, not copied; what was lent long ago leaves memory, and comes back when it is read again."""
+        _LENT.add(self, offset, length)
+        return memoryview(self.view)[offset : offset + length]
+
     def chunks(self, offset: int, length: int) -> Iterator[memoryview]:
         """Yield a range in pieces; each leaves memory when the next is asked for."""
         for start in range(offset, offset + length, CHUNK_BYTES):
@@ -106,6 +117,28 @@ class MappedFile:
         return done
 
 
+class _Lent:
+    """The ranges that were lent last, of all files; the oldest are released when they are too much together."""
+
+    def __init__(self) -> None:
+        self.ranges: deque[tuple[weakref.ref[MappedFile], int, int]] = deque()
+        self.total = 0
+        self.lock = threading.Lock()
+
+    def add(self, file: MappedFile, offset: int, length: int) -> None:
+        with self.lock:
+            self.ranges.append((weakref.ref(file), offset, length))
+            self.total += length
+            while self.total > LENT_BYTES and len(self.ranges) > 1:
+                reference, offset, length = self.ranges.popleft()
+                self.total -= length
+                if (old := reference()) is not None:
+                    old.release(offset, length)
+
+
+_LENT = _Lent()
+
+
 def _identity(status: os.stat_result) -> tuple[int, ...]:
     """Return what changes when another file takes the name, or this one is written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
@@ -126,7 +159,7 @@ class Span:
 
     def bytes(self) -> memoryview:
         """Return the bytes, not copied."""
-        return memoryview(self.file.view)[self.offset : self.offset + self.length]
+        return self.file.lend(self.offset, self.length)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.frombuffer(self.bytes(), np.uint8)

@@ -515,7 +515,7 @@ def test_memory_is_given_back(tmp_path: Path) -> None:
     folder = Path(sys.argv[1])
     def make():
         data = np.ones(1 << 22, np.float32)
-        values = [ir.Value(name=f"w{i}", const_value=ir.tensor(data)) for i in range(8)]
+        values = [ir.Value(name=f"w{i}", const_value=ir.tensor(data)) for i in range(16)]
         nodes = [ir.node("Relu", [v]) for v in values]
         g = ir.Graph([], [n.outputs[0] for n in nodes], nodes=nodes, initializers=values, opset_imports={"": 20})
         return ir.Model(g, ir_version=10)
@@ -527,8 +527,8 @@ def test_memory_is_given_back(tmp_path: Path) -> None:
         for value in model.graph.initializers.values():
             assert value.const_value.tobytes()[:4] == bytes([0, 0, 128, 63])
         save(model, folder / "b.onnx", external_data=None if name == "a.onnx" else "file")
-        value.const_value.numpy().sum()
-        value.const_value.release()
+        for value in model.graph.initializers.values():
+            value.const_value.numpy().sum()
     print(resident() - before)
     """
     if not sys.platform.startswith("linux"):
@@ -536,8 +536,8 @@ def test_memory_is_given_back(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, text=True
     )
-    assert (tmp_path / "a.onnx").stat().st_size > 120 << 20
-    assert int(done.stdout) < 50
+    assert (tmp_path / "a.onnx").stat().st_size > 250 << 20
+    assert int(done.stdout) < 100
 
 
 # --- copies and sizes -------------------------------------------------------------------------------------------------
