@@ -24,7 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import InputError, ModelError, OptionError, UnavailableError
-from ..model import MappedTensor, clone
+from ..model import MappedTensor, clone, pages
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -85,6 +85,7 @@ def create(
     options.log_severity_level = 4
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{_LEVELS[optimize]}")
     options.intra_op_num_threads = threads or 0
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = optimize != "none"
     entries = {"session.force_spinning_stop": "1", "session.disable_prepacking": str(int(not prepack))}
     for key, value in {**entries, **(config or {})}.items():
         options.add_session_config_entry(key, value)
@@ -268,7 +269,9 @@ def _spill(values: Iterable[ir.Value], path: Path) -> list[int]:
             for value in values:
                 file.seek(-file.tell() % PAGE_BYTES, os.SEEK_CUR)
                 offsets.append(file.tell())
-                cast("ir.Tensor[Any]", value.const_value).tofile(file)
+                tensor = cast("ir.Tensor[Any]", value.const_value)
+                tensor.tofile(file)
+                pages.release(tensor)
     except OSError as error:
         raise UnavailableError(
             f"{path.parent}: weights cannot be written there: {error.strerror}; set TMPDIR to a folder with room"

@@ -15,7 +15,7 @@ from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from ..errors import ModelError, UsageError
 from ..query import all_graphs
-from . import intake, protobuf
+from . import intake, pages, protobuf
 from .cloning import Swap, clone, collector_paused
 from .loading import BREAKS, root, why
 
@@ -182,6 +182,7 @@ def _write(files: Mapping[Path, Sequence[Part]], progress: Progress) -> None:
                         continue
                     start = file.tell()
                     part.tofile(file) if hasattr(part, "tofile") else file.write(part.tobytes())
+                    pages.release(part)
                     if file.tell() - start != part.nbytes:
                         raise ModelError(
                             f"tensor {part.name!r} has {file.tell() - start} bytes, and {part.dtype}{part.shape} "
