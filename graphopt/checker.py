@@ -86,7 +86,8 @@ class Checker:
             comparison = self.baseline.check(model)
         except ModelError as error:
             return f"the runtime refuses the result: {error}"
-        self.entries.append(CheckEntry(after, self.against, comparison.ok, comparison.text()))
+        worst = max((output.max_rel for output in comparison.outputs), default=0.0)
+        self.entries.append(CheckEntry(after, self.against, comparison.ok, comparison.text(), worst))
         return None if comparison.ok else comparison.text()
 
 

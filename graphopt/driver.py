@@ -16,7 +16,8 @@ from .interfaces import Effect, Level, Pass, PassReport
 from .pipeline import Fixpoint, Pipeline, Preset, Step
 from .query import all_graphs
 from .report import PassEntry
-from .rewrite import Rewrite, prepare, run_together
+from .rewrite import Rewrite, run_together
+from .surgery import prepare
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -84,7 +85,9 @@ class Execution:
             value.const_value = default
             self.model.graph.initializers.add(value)
         if self.model.ir_version < 4 and any(graph.initializers for graph in all_graphs(self.model)):
-            self.model.ir_version = 4  # the first with initializers, which passes made here, that are no inputs
+            self.model.ir_version = (
+                4  # the first with initializers, which passes made here, that are no inputs
+            )
         self.checker.end(self.model, self.context, self.entries)
 
     def _steps(self, steps: Sequence[tuple[Step, Iterator[int]]]) -> None:

@@ -60,6 +60,8 @@ class CheckEntry:
     ok: bool
     text: str
     """The verdict; where it failed, the worst element."""
+    largest_error: float = 0.0
+    """Of any output, relative to its largest element."""
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,8 @@ class Case(pytest.Item):
 def run(step: Pass, model: ir.Model, limit: int | None = None) -> tuple[ir.Model, PassEntry, ir.Model | None]:
     """Run one pass on a copy of ``model`` as the driver does; return the result, the report and the reference."""
     copy = clone(model)
-    context = Context(copy, samples=lambda: draw(model), limit=limit)
+    target = plugins.get_backend("onnxruntime:cpu")
+    context = Context(copy, samples=lambda: draw(model), target=target, limit=limit)
     keeper = _Keeper()
     execution = Execution(copy, pipelines.Pipeline((step,)), context, Plan(limit), keeper)
     execution.run()

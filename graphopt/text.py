@@ -81,5 +81,5 @@ def _without_data(model: ir.Model, largest: int) -> ir.Model:
 
 
 def _placeholder(tensor: ir.TensorProtocol) -> ir.ExternalTensor:
-    shape = ir.Shape(tensor.shape)
+    shape = ir.Shape(tensor.shape.numpy())
     return ir.ExternalTensor(LEFT_OUT, None, None, tensor.dtype, shape=shape, name=tensor.name or "constant")

@@ -76,7 +76,7 @@ class Shapes:
         """Give an initializer its true shape, and unnamed dimensions names of their own."""
         if value.const_value is not None and not value.is_graph_input():
             if value.shape is None or value.shape != value.const_value.shape:
-                value.shape = ir.Shape(value.const_value.shape)
+                value.shape = ir.Shape(value.const_value.shape.numpy())
         else:
             self._main.name_anonymous_dims(value)
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 
 def release(tensor: ir.TensorProtocol) -> None:
-    """Let the pages that the array of ``tensor`` looks at leave memory; who reads them again gets them from the file."""
+    """Let the pages under the array of ``tensor`` leave memory; who reads them again gets them from the file."""
     array = tensor.raw if isinstance(tensor, ir.Tensor) else None
     if not isinstance(array, np.ndarray) or not array.nbytes:
         return
