@@ -68,7 +68,6 @@ def test_nodes_know_module_line_and_fx_node(name, module, model_path):
 @pytest.mark.parametrize(
     ("photo", "classes"),
     [
-        ("astronaut", {450, 560}),
         ("chelsea", {281, 282, 285}),
         ("coffee", {967}),
         ("motorcycle", {665, 670}),

@@ -55,6 +55,7 @@ class Entry:
 # --- what callers ask for ---------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(1)
 def source(name: str) -> Source:
     """Return (module, args, kwargs, dynamic_shapes) of a model that comes from torch."""
     make = ZOO[name].torch
@@ -69,14 +70,22 @@ def onnx_path(name: str) -> Path:
         return entry.onnx()
     path = CACHE / f"{name}-{_key()}.onnx"
     if not path.exists():
-        import graphopt
+        from filelock import FileLock
 
-        module, args, kwargs, shapes = source(name)
         CACHE.mkdir(parents=True, exist_ok=True)
-        graphopt.save(graphopt.trace(module, args, kwargs, dynamic_shapes=shapes), path)
-        for stale in set(CACHE.glob(f"{name}-{'?' * 12}.onnx")) - {path}:
-            stale.unlink()
+        with FileLock(CACHE / f"{name}.lock"):
+            if not path.exists():
+                _export(name, path)
     return path
+
+
+def _export(name: str, path: Path) -> None:
+    import graphopt
+
+    module, args, kwargs, shapes = source(name)
+    graphopt.save(graphopt.trace(module, args, kwargs, dynamic_shapes=shapes), path)
+    for stale in set(CACHE.glob(f"{name}-{'?' * 12}.onnx")) - {path}:
+        stale.unlink()
 
 
 def samples(name: str) -> list[Feeds]:
