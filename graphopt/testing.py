@@ -97,12 +97,9 @@ class Case(pytest.Item):
     def _accept(self, text: str, unchanged: str, declined: str) -> None:
         section = self.section
         for block, content in (("onnx after", text), ("declined", declined)):
-            section = re.sub(
-                rf"(^```{block}\n).*?(^```$)",
-                lambda m, c=content: m[1] + c + m[2],
-                section,
-                flags=re.M | re.S,
-            )
+            opening, _, rest = section.partition(f"\n```{block}\n")
+            if rest:
+                section = f"{opening}\n```{block}\n{content}```{rest.partition('```')[2]}"
         if "onnx after" not in self.blocks and "declined" not in self.blocks and text != unchanged:
             section = section.rstrip() + f"\n\n```onnx after\n{text}```\n\n"
         self.path.write_text(
