@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import GraphoptError
@@ -21,8 +22,24 @@ from .show import show
 
 HELP = "Optimize neural-network graphs: rewrites are proved, speed is measured, refusals are explained."
 
+
+class Commands(TyperGroup):
+    """The commands; a reader that has seen enough of their output, as ``head``, is no error."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command, and flush here: at the interpreter's exit a closed pipe would be noise."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit from None
+        return result
+
+
 app = typer.Typer(
     name="graphopt",
+    cls=Commands,
     help=HELP,
     no_args_is_help=True,
     add_completion=False,
@@ -63,18 +80,19 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(args=arguments, prog_name="graphopt")
-    except GraphoptError as error:
+    except Exception as error:  # the command line's edge
         if len(arguments) < len(sys.argv) - 1:
             raise
-        fail(error)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        text, code = explained(error)
+        print("\n  ".join([f"graphopt: {text}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+        sys.exit(code)
 
 
-def fail(error: BaseException) -> None:
-    """Print ``error`` and its notes as one block on standard error."""
-    print(f"graphopt: {error}", file=sys.stderr)
-    for note in getattr(error, "__notes__", ()):
-        print(f"  {note}", file=sys.stderr)
+def explained(error: Exception) -> tuple[str, int]:
+    """Return what the user is told of ``error``, and the exit code."""
+    if isinstance(error, GraphoptError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {(error.strerror or type(error).__name__).lower()}", 2
+    kind = type(error).__name__
+    return f"{kind}: {error}; this is a fault in graphopt, please report it with what --debug shows", 1

@@ -27,15 +27,21 @@ def bench(
     inputs: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Inputs to run on; else drawn.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of one operator; else all cores.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads within one operator. [default: one a core]")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Time to spend.")] = 10.0,
     per_node: Annotated[
         bool, typer.Option("--per-node", help="Show the nodes that take longest, too.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the order of turns and of drawn inputs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of turns and of drawn inputs.")] = 0,
     json_file: JsonFile = None,
 ) -> None:
-    """Measure models in turns, and say which is faster where that is sure: median, spread, ratio with its interval."""
+    """Time models in turns; say which is faster.
+
+    Each has a median, its spread and its ratio to the first with a 95 % interval; a difference that is not sure is
+    called none.
+    """
     from .. import measuring, samples
 
     feeds = samples.load(inputs) if inputs is not None else None

@@ -24,7 +24,7 @@ def check(
         Path | None,
         typer.Option(metavar="FILE.npz", help="Arrays by input name, or as name/0, name/1, …; else drawn."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the inputs that are drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the inputs that are drawn.")] = 0,
     rtol: Annotated[
         float | None,
         typer.Option(
@@ -33,7 +33,10 @@ def check(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Run two models on the same inputs, and exit with 1 where they differ by more than rounding."""
+    """Say whether two models compute the same.
+
+    Both run on the same inputs; the exit code is 1 where they differ by more than rounding.
+    """
     from .. import samples, verify
 
     with progress() as show:

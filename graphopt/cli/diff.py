@@ -18,7 +18,10 @@ def diff(
     ] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Say what went, came and changed between two models, by module scope; exit code 1 where they differ."""
+    """Say how the graphs of two models differ.
+
+    What went, came and changed is listed by module scope; the exit code is 1 where they differ.
+    """
     from .. import frontends, structure
 
     with progress() as show:

@@ -17,7 +17,10 @@ def explain(
     after: Annotated[str | None, typer.Option(metavar="PIPELINE", help="Run these passes first.")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Say for each place where PASS applies or nearly applied which node it is, and which condition stopped it."""
+    """Say where a pass applies, and what stopped it.
+
+    Each place where PASS applies or nearly applied is named, and the condition that stopped it.
+    """
     from .. import optimizer
 
     with progress() as show:
@@ -38,12 +41,19 @@ def explain(
         return
     for entry in report.passes:
         applied, declined = len(entry.applied), len(entry.declined)
-        print(f"{entry.text}: applies at {applied} place{'s' * (applied != 1)}, "
-              f"stopped at {declined} place{'s' * (declined != 1)}")
+        print(
+            f"{entry.text}: applies at {applied} place{'s' * (applied != 1)}, "
+            f"stopped at {declined} place{'s' * (declined != 1)}"
+        )
         for note in entry.notes:
             print(f"  {note}")
         if entry.applied:
-            table(None, ["number", "applies at", ""], [(a.number, a.where, a.detail) for a in entry.applied], right=(0,))
+            table(
+                None,
+                ["number", "applies at", ""],
+                [(a.number, a.where, a.detail) for a in entry.applied],
+                right=(0,),
+            )
         if entry.declined:
             rows = [(d.op_type, d.where, d.reason) for d in entry.declined]
             table(None, ["operator", "nearly at", "stopped because"], rows)

@@ -18,7 +18,7 @@ def passes(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show one pass in full.")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """List passes and presets, or show one pass with its help and options."""
+    """List passes and presets, or show one in full."""
     from .. import plugins
 
     if name is not None and name in plugins.presets():
@@ -34,11 +34,17 @@ def passes(
     data = {"passes": [facts(cls) for cls in known.values()], "presets": plugins.presets()}
     if write_json(data, json_file):
         return
-    table(None, ["pass", "effect", "plugin", ""], [
-        (cls.name, cls.effect.value, plugins.owner(cls.name), summary(cls)) for cls in known.values()
-    ])
+    table(
+        None,
+        ["pass", "effect", "plugin", ""],
+        [
+            (cls.name, cls.effect.value, plugins.owner(cls.name), summary(cls).replace("``", ""))
+            for cls in known.values()
+        ],
+    )
     print()
-    table(None, ["preset", "pipeline"], plugins.presets().items())
+    rows = [(preset, pipeline.replace(",", ", ")) for preset, pipeline in plugins.presets().items()]
+    table(None, ["preset", "pipeline"], rows)
 
 
 def facts(cls: type[Pass]) -> dict[str, Any]:
@@ -70,26 +76,31 @@ def _show(cls: type[Pass]) -> None:
     print()
     rows = []
     for option, declared in cls.model_fields.items():
-        default = "required" if declared.is_required() else repr(declared.get_default(call_default_factory=True))
+        default = (
+            "required" if declared.is_required() else repr(declared.get_default(call_default_factory=True))
+        )
         kind = getattr(declared.annotation, "__name__", str(declared.annotation))
         rows.append((option, kind, default, declared.description))
     table(None, ["option", "type", "default", ""], rows)
 
 
 def backends(json_file: JsonFile = None) -> None:
-    """List the targets, and why one cannot be used here."""
+    """List the targets, and why one cannot be used."""
     from .. import plugins
 
     found = [(b.name, b.unavailable(), dict(b.describe())) for b in plugins.backends().values()]
     data = [{"name": name, "unavailable": why, "facts": known} for name, why, known in found]
     if write_json(data, json_file):
         return
-    rows = [(name, "no" if why else "yes", why or ", ".join(map(" ".join, known.items()))) for name, why, known in found]
+    rows = [
+        (name, "no" if why else "yes", why or ", ".join(map(" ".join, known.items())))
+        for name, why, known in found
+    ]
     table(None, ["target", "available", ""], rows)
 
 
 def plugins(json_file: JsonFile = None) -> None:
-    """List the installed plugins, and what is wrong with one that cannot be used."""
+    """List the plugins, and what is wrong with one."""
     from .. import plugins as registry
 
     found = registry.states()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from .output import JsonFile, table, write_json
+from .output import JsonFile, folder, table, writable, write_json
 from .progress import progress
 
 if TYPE_CHECKING:
@@ -18,30 +18,53 @@ if TYPE_CHECKING:
 
 def optimize(
     source: Annotated[str, typer.Argument(metavar="IN", help=".onnx, .pt2 or package.module:callable")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Where to write the model.")],
-    pipeline: Annotated[str | None, typer.Option(metavar="TEXT", help="Passes and presets. [default: speed]")] = None,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="OUT", callback=writable, help="Where to write the model."),
+    ],
+    pipeline: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Passes and presets. [default: speed]")
+    ] = None,
     recipe: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="The pipeline as TOML.")] = None,
     inputs: Annotated[
-        Path | None, typer.Option(metavar="FILE.npz", help="Sample inputs to prove the result on; else drawn.")
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Sample inputs to prove the result on; else drawn."),
     ] = None,
     calibration: Annotated[
-        str | None, typer.Option(metavar="FILE.npz|DIR|module:function", help="Inputs that lossy passes may look at.")
+        str | None,
+        typer.Option(metavar="FILE.npz|DIR|module:function", help="Inputs that lossy passes may look at."),
     ] = None,
     target: Annotated[str, typer.Option(metavar="NAME", help="See `graphopt backends`.")] = "onnxruntime:cpu",
-    report: Annotated[Path | None, typer.Option(metavar="DIR", help="Write report.json and report.md there.")] = None,
-    dump_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the graph after each pass.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", callback=folder, help="Write report.json and report.md there."),
+    ] = None,
+    dump_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", callback=folder, help="Write the graph after each pass that changed it."),
+    ] = None,
     bisect_limit: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="Do only the first N rewrites.")
     ] = None,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the result with the original.")] = True,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare the result with the original.")
+    ] = True,
     verify_each: Annotated[bool, typer.Option("--verify-each", help="Compare after every pass.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="A wrong rewrite is an error instead of left out.")] = False,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="A wrong rewrite is an error instead of left out.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all that is drawn.")] = 0,
     json_file: JsonFile = None,
 ) -> None:
-    """Run a pipeline over a model, prove the result against the original, and write it."""
+    """Rewrite a model, prove the result, write it.
+
+    The result is compared with the original on sample inputs; a rewrite that changes what the model computes is
+    found and left out.
+    """
     from .. import optimizer, samples
 
+    if output.exists() and Path(source).exists() and output.samefile(source):
+        raise UsageError(f"{output}: it is the input, which is never changed; name another file")
     steps = _pipeline(pipeline, recipe)
     with progress() as show:
         result = optimizer.optimize(
@@ -69,24 +92,29 @@ def _pipeline(text: str | None, recipe: Path | None) -> Pipeline:
 
     if text is not None and recipe is not None:
         raise UsageError("--pipeline and --recipe are two ways to say the same; give one of them")
-    return pipelines.load_recipe(recipe) if recipe is not None else pipelines.parse(text or "speed")
+    if recipe is not None:
+        return pipelines.load_recipe(recipe)
+    return pipelines.parse("speed" if text is None else text)
 
 
 def show_report(report: Report, output: Path | None = None) -> None:
     """Print what a run did."""
-    rows = [
-        (entry.text, f"{entry.milliseconds:.1f}", len(entry.applied), len(entry.declined), entry.rolled_back or "")
-        for entry in report.passes
-    ]
-    table(None, ["pass", "ms", "rewrites", "declined", "rolled back"][: 5 if any(r[4] for r in rows) else 4],
-          [row[: 5 if any(r[4] for r in rows) else 4] for row in rows], right=(1, 2, 3))
+    passes = report.passes
+    columns = ["pass", "ms", "rewrites", "declined"]
+    rows = [[p.text, f"{p.milliseconds:.1f}", len(p.applied), len(p.declined)] for p in passes]
+    if any(p.rolled_back for p in passes):
+        columns.append("rolled back")
+        rows = [[*row, p.rolled_back or ""] for row, p in zip(rows, passes, strict=True)]
+    table(None, columns, rows, right=(1, 2, 3))
     before, after = report.before, report.after
     print(f"\nnodes    {before.nodes} → {after.nodes}")
     print(f"weights  {before.weights_bytes / 1e6:.2f} MB → {after.weights_bytes / 1e6:.2f} MB")
     print(f"passes   {report.pass_milliseconds:.0f} ms")
     print(f"proof    {report.verdict()}")
     for blame in report.blamed:
-        print(f"left out rewrite {blame.number}, {blame.pass_name} at {blame.where}, found in {blame.checks} checks")
+        print(
+            f"left out rewrite {blame.number}, {blame.pass_name} at {blame.where}, found in {blame.checks} checks"
+        )
         if blame.reproducer:
             print(f"         reproducer: {blame.reproducer} (replay: sh {blame.reproducer}/check.sh)")
     for remark in report.remarks:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .output import JsonFile, table, write_json
+from .output import JsonFile, table, writable, write_json
 from .progress import progress
 
 if TYPE_CHECKING:
@@ -35,16 +35,24 @@ def show(
         list[str] | None,
         typer.Option(metavar="NAME=SIZE", help="Size of a dynamic dimension, for the MACs. [default: 1]"),
     ] = None,
-    dot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the graph as DOT.")] = None,
+    dot: Annotated[
+        Path | None, typer.Option(metavar="FILE", callback=writable, help="Write the graph as DOT.")
+    ] = None,
     svg: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the graph by Graphviz; .png and .pdf work too.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", callback=writable, help="Draw the graph by Graphviz; .png and .pdf work too."
+        ),
     ] = None,
     limit: Annotated[
         int, typer.Option(metavar="N", min=1, help="Boxes in a picture, more are collapsed by scope.")
     ] = 150,
     json_file: JsonFile = None,
 ) -> None:
-    """Show operators, parameters, multiply-accumulates, bytes and dimensions of a model; draw it."""
+    """Show what is in a model, or draw it.
+
+    Its operators, parameters, multiply-accumulates, bytes and dimensions; with B, how B differs.
+    """
     from .. import frontends, structure
     from ..analysis.cost import cost
 

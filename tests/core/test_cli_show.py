@@ -155,7 +155,7 @@ def test_a_drawing_without_graphviz(graphopt: Run, files: Path, monkeypatch: pyt
         (["a.onnx", "--dim", "N"], "graphopt: --dim N: expected NAME=SIZE, as batch=8\n"),
         (["a.onnx", "--dim", "M=2"], "graphopt: dims: no input has a dimension called 'M'; those there are: N\n"),
         (["a.onnx", "--dot", "no/a.dot"],
-         "graphopt: no/a.dot: cannot be written: No such file or directory; choose another file\n"),
+         "graphopt: no/a.dot: there is no folder 'no'; make it first\n"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense(graphopt: Run, arguments: list[str], message: str) -> None:

@@ -1,0 +1,5 @@
+"""``python -m graphopt``: the command line."""
+
+from .cli import main
+
+main()
