@@ -94,5 +94,4 @@ def explained(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {(error.strerror or type(error).__name__).lower()}", 2
-    kind = type(error).__name__
-    return f"{kind}: {error}; this is a fault in graphopt, please report it with what --debug shows", 1
+    return f"{type(error).__name__}: {error}; this is a fault in the code, and --debug shows where", 1

@@ -34,6 +34,7 @@ def explain(
             "applies": [dataclasses.asdict(a) for a in entry.applied],
             "declines": [dataclasses.asdict(d) for d in entry.declined],
             "notes": entry.notes,
+            "rolled_back": entry.rolled_back,
         }
         for entry in report.passes
     ]
@@ -45,7 +46,7 @@ def explain(
             f"{entry.text}: applies at {applied} place{'s' * (applied != 1)}, "
             f"stopped at {declined} place{'s' * (declined != 1)}"
         )
-        for note in entry.notes:
+        for note in [*([f"rolled back: {entry.rolled_back}"] if entry.rolled_back else []), *entry.notes]:
             print(f"  {note}")
         if entry.applied:
             table(

@@ -111,13 +111,10 @@ def show_report(report: Report, output: Path | None = None) -> None:
     print(f"weights  {before.weights_bytes / 1e6:.2f} MB → {after.weights_bytes / 1e6:.2f} MB")
     print(f"passes   {report.pass_milliseconds:.0f} ms")
     print(f"proof    {report.verdict()}")
-    for blame in report.blamed:
-        print(
-            f"left out rewrite {blame.number}, {blame.pass_name} at {blame.where}, found in {blame.checks} checks"
-        )
-        if blame.reproducer:
-            print(f"         reproducer: {blame.reproducer} (replay: sh {blame.reproducer}/check.sh)")
     for remark in report.remarks:
         print(f"remark   {remark}")
+    for blame in report.blamed:
+        if blame.reproducer:
+            print(f"replay   sh {blame.reproducer}/check.sh  (rewrite {blame.number})")
     if output is not None:
         print(f"written  {output}")
