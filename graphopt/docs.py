@@ -21,7 +21,10 @@ def pages(owner: str, cases: Path) -> dict[str, str]:
     """Return the pages of the passes of plugin ``owner``, and an index of them: file name to Markdown."""
     known = {name: cls for name, cls in plugins.passes().items() if plugins.owner(name) == owner}
     made = {f"{name}.md": page(cls, cases / f"{name}.md") for name, cls in known.items()}
-    lines = [f"- [`{name}`]({name}.md) ({cls.effect.value}): {markdown(summary(cls))}" for name, cls in known.items()]
+    lines = [
+        f"- [`{name}`]({name}.md) ({cls.effect.value}): {markdown(summary(cls))}"
+        for name, cls in known.items()
+    ]
     presets = [f"- `{name}` = `{text}`" for name, text in plugins.presets().items()]
     made["README.md"] = HEADER + "\n".join(["# Passes", "", *lines, "", "# Presets", "", *presets, ""])
     return made

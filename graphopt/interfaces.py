@@ -97,6 +97,8 @@ class Pass(BaseModel, abc.ABC):
     name: ClassVar[str] = ""
     effect: ClassVar[Effect] = Effect.EXACT
     level: ClassVar[Level] = Level.ONNX
+    family: ClassVar[str] = ""
+    """Passes of one family are left out together where the model measures faster without them."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -202,6 +204,10 @@ class Backend(abc.ABC):
         that does not say runs what ONNX defines.
         """
         return domain == ""
+
+    def choices(self) -> Iterable[Mapping[str, Any]]:
+        """Yield settings of :meth:`compile` that may suit a model better than the default ones."""
+        return ()
 
     def describe(self) -> Iterable[tuple[str, str]]:
         """Yield facts about the target (version, device, threads) for reports: (fact, value)."""

@@ -42,8 +42,8 @@ COMMUTATIVE = "Add Mul And Or Xor Equal BitwiseAnd BitwiseOr BitwiseXor".split()
 RANDOM = "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split()
 RESHAPING = "Reshape Flatten Squeeze Unsqueeze Identity".split()
 CHANNELS_FIRST = (
-    "Conv ConvTranspose BatchNormalization InstanceNormalization GroupNormalization AveragePool MaxPool GlobalAveragePool "
-    "GlobalMaxPool LpPool GlobalLpPool LRN"
+    "Conv ConvTranspose BatchNormalization InstanceNormalization GroupNormalization AveragePool MaxPool "
+    "GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool LRN"
 ).split()
 
 

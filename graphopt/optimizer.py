@@ -15,13 +15,14 @@ from .context import Context, Feeds, Progress, silent
 from .driver import Execution, PassFailed, Plan
 from .errors import VerificationError
 from .model import clone
-from .report import Blame, CheckEntry, Report, Size
+from .report import Blame, CheckEntry, Report, Size, Trial
+from .tuning import Tuner
 from .verify import Baseline
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from .interfaces import Pass
+    from .interfaces import Backend, Pass
 
 Verify = bool | Literal["each"]
 MAX_BLAMED = 16
@@ -111,6 +112,7 @@ def optimize(
             limit=plan.limit,
             left_out=plan.left_out,
         ),
+        target=backend,
         verify=verify,
         strict=strict,
         limit=bisect_limit,
@@ -159,6 +161,7 @@ class _Run:
         start: ir.Model,
         pipeline: pipelines.Pipeline,
         make_context: Callable[[ir.Model, Plan], Context],
+        target: Backend,
         verify: Verify,
         strict: bool,
         limit: int | None,
@@ -171,6 +174,7 @@ class _Run:
         self.original, self.start, self.pipeline, self.make_context = original, start, pipeline, make_context
         self.verify, self.strict, self.limit, self.dump = verify, strict, limit, dump
         self.reproducers, self.progress, self.seed = reproducers, progress, seed
+        self.target, self.trials = target, list[Trial]()
         self.plan = Plan(limit=limit)
         self.blamed: list[Blame] = []
         self.remarks: list[str] = []
@@ -181,7 +185,9 @@ class _Run:
 
     def samples(self) -> Sequence[Feeds]:
         """Return the inputs that the original was run on; inputs that are merely drawn where it is not run."""
-        return self.baseline.feeds if self.baseline is not None else samples.draw(self.original, seed=self.seed)
+        return (
+            self.baseline.feeds if self.baseline is not None else samples.draw(self.original, seed=self.seed)
+        )
 
     def result(self, name: str) -> Result:
         """Execute until everything that is left is proved."""
@@ -194,7 +200,28 @@ class _Run:
             except Mismatch as mismatch:
                 self._blame(mismatch)
             else:
+                if self.pipeline.measured and self.limit is None:
+                    execution, check = self._tune(execution, check)
                 return self._finish(name, execution, check.entries)
+
+    def _tune(self, execution: Execution, check: Checker) -> tuple[Execution, Checker]:
+        """Leave out each family of passes that the model is faster without, then choose the target's settings."""
+        tuner = Tuner(self.target, self.samples()[0], self.seed, self.progress)
+        done = [step.family for step, e in zip(execution.passes, execution.entries, strict=True) if e.applied]
+        for family in dict.fromkeys(filter(None, done)):
+            places = [place for place, step in enumerate(execution.passes) if step.family == family]
+            reason = f"the model is faster without {family}"
+            plan = Plan(None, set(self.plan.left_out), {**self.plan.skipped, **dict.fromkeys(places, reason)})
+            other_check = Checker(self.baseline)
+            try:
+                other = self._execute(plan, other_check)
+            except (PassFailed, Mismatch):
+                continue
+            if tuner.faster(f"without {family}", execution.model, other.model):
+                execution, check, self.plan = other, other_check, plan
+        tuner.settings(execution.model)
+        self.trials = tuner.trials
+        return execution, check
 
     def _execute(self, plan: Plan, check: Checker, dump: Path | None = None) -> Execution:
         model = clone(self.start)
@@ -290,6 +317,7 @@ class _Run:
             passes=execution.entries,
             checks=checks,
             blamed=self.blamed,
+            trials=self.trials,
             remarks=[
                 *self.remarks,
                 *execution.context.remarks,

@@ -7,8 +7,9 @@ Grammar::
     options  = "{" key "=" value {"," key "=" value} "}"
     value    = number | true | false | null | word | "quoted text" | "[" [value {"," value}] "]"
 
-``name`` is a pass or a preset; a preset takes no options. ``fixpoint`` repeats its steps until a round changes
-nothing. White space and line ends between tokens do not matter; ``#`` starts a comment.
+``name`` is a pass or a preset; a preset takes one option, ``measured=true`` (:mod:`graphopt.tuning`). ``fixpoint``
+repeats its steps until a round changes nothing. White space and line ends between tokens do not matter; ``#`` starts a
+comment.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,9 +47,11 @@ class Preset:
 
     name: str
     steps: tuple[Step, ...]
+    measured: bool = False
+    """Keep a family of its passes only where the model measures no slower with it; see :mod:`graphopt.tuning`."""
 
     def __str__(self) -> str:
-        return self.name
+        return f"{self.name}{{measured=true}}" if self.measured else self.name
 
 
 Step = Pass | Fixpoint | Preset
@@ -62,6 +65,11 @@ class Pipeline:
 
     def __str__(self) -> str:
         return ",".join(map(_step_text, self.steps))
+
+    @property
+    def measured(self) -> bool:
+        """Whether a preset in it asks for measuring."""
+        return any(isinstance(step, Preset) and step.measured for step in self.steps)
 
     def passes(self) -> Iterator[Pass]:
         """Yield every pass in it, in order, those of presets and fixpoints too."""
@@ -150,7 +158,7 @@ def to_recipe(pipeline: Pipeline) -> str:
 def _recipe_text(step: Step) -> str:
     if isinstance(step, Fixpoint):
         return f"{{fixpoint = [{', '.join(map(_recipe_text, step.steps))}]}}"
-    options = chosen(step) if isinstance(step, Pass) else {}
+    options = chosen(step) if isinstance(step, Pass) else {"measured": True} if step.measured else {}
     if not options:
         return json.dumps(step.name)
     pairs = "".join(f", {key} = {json.dumps(value)}" for key, value in options.items() if value is not None)
@@ -208,12 +216,14 @@ def build(cls: type[Pass], options: dict[str, Any]) -> Pass:
 def _named(name: str, options: dict[str, Any]) -> Step:
     presets = plugins.presets()
     if name in presets:
-        if options:
-            raise OptionError(f"{name}: a preset takes no options, got {', '.join(options)}")
-        return _expand(name)
+        measured = options.pop("measured", False)
+        if options or not isinstance(measured, bool):
+            got = ", ".join(options) or f"measured={measured!r}"
+            raise OptionError(f"{name}: a preset takes one option, measured=true or false, got {got}")
+        return replace(_expand(name), measured=measured)
     if name not in plugins.passes():
         known = [*plugins.passes(), *presets]
-        raise PipelineError(f"no pass or preset is called {name!r}{plugins.did_you_mean(name, known)}")
+        raise plugins.unknown("pass or preset", name, known, PipelineError)
     return build(plugins.get_pass(name), options)
 
 

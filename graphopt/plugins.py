@@ -122,43 +122,24 @@ def manager() -> pluggy.PluginManager:
 
 def states() -> list[PluginState]:
     """Return every installed plugin, the unsound ones with the reason; the built-in one first."""
-    _passes_by_owner()
-    taken = {name: problem for name, problem in _conflicts().items()}
-    return [
-        PluginState(s.name, s.distribution, s.version, s.module, s.problem or taken.get(s.name))
-        for s in _registry().states
-    ]
+    for index in INDEXES:
+        index()
+    return list(_registry().states)
 
 
 @cache
-def _passes_by_owner() -> tuple[dict[str, type[Pass]], dict[str, str], dict[str, str]]:
-    """Return the passes, the plugin that owns each, and what is wrong with plugins that offer a taken name."""
-    table: dict[str, type[Pass]] = {}
-    owners: dict[str, str] = {}
-    conflicts: dict[str, str] = {}
-    for plugin, offered in _offered("register_passes"):
-        for cls in offered:
-            if cls.name in table:
-                conflicts[plugin] = (
-                    f"pass {cls.name!r} is offered twice: by plugin {owners[cls.name]!r} "
-                    f"({table[cls.name].__module__}) and by plugin {plugin!r} ({cls.__module__})"
-                )
-                continue
-            table[cls.name], owners[cls.name] = cls, plugin
-    return table, owners, conflicts
+def _passes_by_owner() -> tuple[dict[str, type[Pass]], dict[str, str]]:
+    """Return the passes, and the plugin that owns each."""
+    return _table("pass", "register_passes", lambda offered: [(cls.name, cls) for cls in offered])
 
 
-def _conflicts() -> dict[str, str]:
-    return _passes_by_owner()[2]
-
-
-def _offered(hook: str) -> Iterable[tuple[str, Any]]:
-    """Yield (plugin, what it offers) for ``hook``, in the order of registration."""
+def _offered(hook: str, read: Callable[[Any], T]) -> Iterable[tuple[str, T]]:
+    """Yield (plugin, what it offers, as ``read`` takes it) for ``hook``, in the order of registration."""
     implementations = getattr(manager().hook, hook).get_hookimpls()
     order = {state.name: i for i, state in enumerate(_registry().states)}
     for implementation in sorted(implementations, key=lambda i: order.get(i.plugin_name, len(order))):
         try:
-            offered = implementation.function()
+            offered = read(implementation.function())
         except Exception as error:  # a stranger's code again: it is named, and everything else keeps working
             _blame(implementation.plugin_name, f"its {hook} raises: {type(error).__name__}: {error}")
             continue
@@ -182,28 +163,20 @@ def owner(name: str) -> str:
 
 @cache
 def presets() -> dict[str, str]:
-    """Return every named pipeline: name to text.
-
-    Raises:
-        PluginError: two plugins offer one name, or a preset has the name of a pass.
-    """
-    return _table("preset", "register_presets", lambda offered: offered.items(), taken=passes())
+    """Return every named pipeline: name to text."""
+    return _table("preset", "register_presets", lambda offered: list(offered.items()), _passes_by_owner())[0]
 
 
 @cache
 def backends() -> dict[str, Backend]:
-    """Return every target, by name.
-
-    Raises:
-        PluginError: two plugins offer one name.
-    """
-    return _table("backend", "register_backends", lambda offered: [(b.name, b) for b in offered])
+    """Return every target, by name."""
+    return _table("target", "register_backends", lambda offered: [(b.name, b) for b in offered])[0]
 
 
 @cache
 def frontends() -> list[Frontend]:
     """Return every frontend, in the order in which they are asked."""
-    return [frontend for _, offered in _offered("register_frontends") for frontend in offered]
+    return [frontend for _, offered in _offered("register_frontends", list) for frontend in offered]
 
 
 @cache
@@ -212,30 +185,46 @@ def operators() -> Mapping[tuple[str, str], OpInfo]:
     from .ops import BUILT_IN
 
     table = dict(BUILT_IN)
-    for _, offered in _offered("register_operators"):
+    for _, offered in _offered("register_operators", dict):
         table.update(offered)
     return table
+
+
+INDEXES = (_passes_by_owner, presets, backends, frontends, operators)
+"""What is on offer, gathered from all plugins when it is first asked for."""
 
 
 def _table(
     kind: str,
     hook: str,
-    items: Callable[[Any], Iterable[tuple[str, T]]],
-    taken: Mapping[str, object] | None = None,
-) -> dict[str, T]:
+    read: Callable[[Any], list[tuple[str, T]]],
+    passes: tuple[Mapping[str, object], Mapping[str, str]] = ({}, {}),
+) -> tuple[dict[str, T], dict[str, str]]:
+    """Return what is offered, by name, and who owns each: who comes first keeps a name that is offered twice.
+
+    A name of ``passes``, which is such a pair, is taken as well.
+    """
     table: dict[str, T] = {}
     owners: dict[str, str] = {}
-    for plugin, offered in _offered(hook):
-        for name, thing in items(offered):
+    for plugin, offered in _offered(hook, read):
+        for name, thing in offered:
             if name in table:
-                raise PluginError(
-                    f"{kind} {name!r} is offered twice: by plugin {owners[name]!r} and by plugin {plugin!r}; "
-                    f"uninstall one of them"
+                first, second = (
+                    f"plugin {by!r}{_home(what)}"
+                    for by, what in ((owners[name], table[name]), (plugin, thing))
                 )
-            if taken and name in taken:
-                raise PluginError(f"{kind} {name!r} of plugin {plugin!r} has the name of a pass; rename it")
-            table[name], owners[name] = thing, plugin
-    return table
+                _blame(plugin, f"{kind} {name!r} is offered twice: by {first} and by {second}")
+            elif name in passes[0]:
+                _blame(
+                    plugin, f"{kind} {name!r} has the name of a pass of plugin {passes[1][name]!r}; rename it"
+                )
+            else:
+                table[name], owners[name] = thing, plugin
+    return table, owners
+
+
+def _home(thing: object) -> str:
+    return f" ({thing.__module__})" if inspect.isclass(thing) else ""
 
 
 def get_pass(name: str) -> type[Pass]:
@@ -259,7 +248,16 @@ def get_backend(name: str) -> Backend:
 def _get(name: str, table: Mapping[str, T], kind: str, error: type[UsageError]) -> T:
     if name in table:
         return table[name]
-    raise error(f"no {kind} is called {name!r}{did_you_mean(name, table)}")
+    raise unknown(kind, name, table, error)
+
+
+def unknown(kind: str, name: str, known: Iterable[str], error: type[UsageError]) -> UsageError:
+    """Return the error for a name that nobody offers; notes name the plugins that may have failed to."""
+    found = error(f"no {kind} is called {name!r}{did_you_mean(name, known)}")
+    for state in states():
+        if state.problem is not None:
+            found.add_note(f"plugin {state.name!r} cannot be used in full: {state.problem}")
+    return found
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -281,7 +279,7 @@ def register(plugin: ModuleType | object, name: str) -> None:
     if problem is None:
         _registry().states.append(PluginState(name, "", "", getattr(plugin, "__name__", repr(plugin))))
         _forget()
-        problem = _conflicts().get(name)
+        problem = next(state.problem for state in states() if state.name == name)
     if problem is not None:
         unregister(name)
         raise PluginError(f"plugin {name!r}: {problem}")
@@ -296,5 +294,5 @@ def unregister(name: str) -> None:
 
 
 def _forget() -> None:
-    for cached in (_passes_by_owner, presets, backends, frontends, operators):
-        cached.cache_clear()
+    for index in INDEXES:
+        index.cache_clear()

@@ -65,6 +65,19 @@ class CheckEntry:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """One choice that was measured: the model with it against the model without it."""
+
+    what: str
+    ratio: float
+    """Time with the choice by the time without it: below 1 is faster."""
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    taken: bool
+
+
+@dataclass(frozen=True)
 class Blame:
     """A rewrite that changed what the model computes, found by bisection and left out."""
 
@@ -89,6 +102,8 @@ class Report:
     passes: list[PassEntry]
     checks: list[CheckEntry] = field(default_factory=list)
     blamed: list[Blame] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    """What was measured to choose families of passes and settings of the target."""
     remarks: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -149,6 +164,12 @@ class Report:
             lines += [
                 "",
                 f"**Left out:** rewrite {blame.number}, {blame.pass_name} at {blame.where}: {blame.reason}",
+            ]
+        if self.trials:
+            lines += ["", "| tried | ratio | 95 % | |", "| --- | ---: | --- | --- |"]
+            lines += [
+                f"| {t.what} | {t.ratio:.3f} | {t.low:.3f} … {t.high:.3f} | {'taken' if t.taken else ''} |"
+                for t in self.trials
             ]
         lines += ["", *(f"- {remark}" for remark in self.remarks)] if self.remarks else []
         for entry in self.passes:

@@ -21,6 +21,7 @@ from ..interfaces import Backend, Executable, NodeTime, place
 from ..model import clone
 from ..plugins import did_you_mean
 from ..query import all_nodes
+from ..settings import noted
 from . import session as sessions
 from .session import CPU
 
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
 WARM_UP_RUNS = 2
 """Runs that a profile leaves out: in the first ones onnxruntime plans and allocates memory."""
-SETTINGS = ("optimize", "threads", "prepack", "config")
+SETTINGS = ("optimize", "threads", "prepack", "disable", "config")
+CHOICES: Sequence[Mapping[str, Any]] = ({"optimize": "extended"}, {"optimize": "basic"}, {"optimize": "none"})
+"""Settings that suit some models better than all optimizations."""
 _AFFINITIES = "session.intra_op_thread_affinities"
 _ASSIGNMENT = "session.record_ep_graph_assignment_info"
 
@@ -90,8 +93,9 @@ class OnnxRuntime(Backend):
     def compile(self, model: ir.Model, **settings: Any) -> OnnxRuntimeExecutable:
         """Make a session of ``model`` whose nodes run on this provider as far as it takes them.
 
-        Settings: ``optimize`` (``"none"``, ``"basic"``, ``"extended"`` or ``"all"``), ``threads``, ``prepack``, and
-        ``config``, entries of onnxruntime's session configuration.
+        Settings: ``optimize`` (``"none"``, ``"basic"``, ``"extended"`` or ``"all"``), ``disable`` (names of
+        onnxruntime's optimizers), ``threads``, ``prepack``, and ``config``, entries of onnxruntime's session
+        configuration. What is not given comes from the model's metadata, where ``measured`` noted the fastest.
 
         Raises:
             UnavailableError: the provider cannot be used here, or takes none of the model's nodes.
@@ -108,6 +112,7 @@ class OnnxRuntime(Backend):
             )
         if reason := self.unavailable():
             raise UnavailableError(f"{self.name}: {reason}; `graphopt backends` lists what can be used")
+        settings = {**_noted(model, self.name), **settings}
         given = {**settings, "providers": self.providers, "configure": self._configure, "profile": profile}
         config = {**_places(settings.get("threads")), **(settings.get("config") or {})}
         if self.providers[0] == CPU:
@@ -120,6 +125,10 @@ class OnnxRuntime(Backend):
                 f"{self.name}: it takes no node of this model; onnxruntime runs {where}; use another target"
             )
         return made
+
+    def choices(self) -> Iterable[Mapping[str, Any]]:
+        """Yield fewer and fewer optimizations: for some models all of them are slower than none."""
+        return CHOICES
 
     def profile(self, model: ir.Model, inputs: Feeds, runs: int = 10, **settings: Any) -> list[NodeTime]:
         """Return the time spent in each node, without that of nodes inside it, in the order of execution.
@@ -178,6 +187,17 @@ def _places(threads: int | None) -> dict[str, str]:
     if threads is None or not 1 < threads <= len(cores):
         return {}
     return {_AFFINITIES: ";".join(str(core + 1) for core in cores[1:threads])}
+
+
+def _noted(model: ir.Model, target: str) -> dict[str, Any]:
+    """Return the settings in the model's metadata that are sound and do nothing but choose how to compute."""
+    found = noted(model, target)
+    sound = {
+        "optimize": lambda level: level in sessions.LEVELS,
+        "threads": lambda count: isinstance(count, int) and 0 < count <= (os.cpu_count() or 1),
+        "disable": lambda names: isinstance(names, list) and all(isinstance(name, str) for name in names),
+    }
+    return {key: found[key] for key, accepts in sound.items() if key in found and accepts(found[key])}
 
 
 def placement(session: onnxruntime.InferenceSession) -> Counter[str]:

@@ -36,7 +36,7 @@ INLINE_BYTES = 1024
 INLINE_TOTAL_BYTES = 16 << 20
 """Weights in memory that are no more than this together stay in the graph too: a copy is cheaper than a file."""
 PAGE_BYTES = 4096
-_LEVELS = {"none": "DISABLE_ALL", "basic": "ENABLE_BASIC", "extended": "ENABLE_EXTENDED", "all": "ENABLE_ALL"}
+LEVELS = {"none": "DISABLE_ALL", "basic": "ENABLE_BASIC", "extended": "ENABLE_EXTENDED", "all": "ENABLE_ALL"}
 _REFUSALS = ("InvalidGraph", "InvalidProtobuf", "InvalidArgument", "NotImplemented", "NoSuchFile", "NoModel")
 _FAILURES = ("Fail", "RuntimeException", "EPFail", "EngineError", "NotFound", "ModelRequiresCompilation")
 
@@ -52,6 +52,7 @@ def create(
     provider_options: Sequence[Mapping[str, str]] | None = None,
     configure: Callable[[onnxruntime.SessionOptions], None] | None = None,
     optimize: Optimize = "all",
+    disable: Sequence[str] = (),
     threads: int | None = None,
     prepack: bool = True,
     config: Mapping[str, str] | None = None,
@@ -65,6 +66,7 @@ def create(
         provider_options: of each provider.
         configure: adds the providers to the session's options by itself (plugin providers).
         optimize: how far onnxruntime may rewrite the graph.
+        disable: names of onnxruntime's optimizers that it must not run.
         threads: of one operator; all cores where not given.
         prepack: let kernels keep their own copy of weights in the layout that they like best.
         config: further entries of the session's configuration.
@@ -77,13 +79,13 @@ def create(
     """
     import onnxruntime
 
-    if optimize not in _LEVELS:
-        raise OptionError(f"optimize: no level is called {optimize!r}; there are: {', '.join(_LEVELS)}")
+    if optimize not in LEVELS:
+        raise OptionError(f"optimize: no level is called {optimize!r}; there are: {', '.join(LEVELS)}")
     if threads is not None and threads < 1:
         raise OptionError(f"threads: must be 1 or more, got {threads}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{_LEVELS[optimize]}")
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{LEVELS[optimize]}")
     options.intra_op_num_threads = threads or 0
     options.enable_cpu_mem_arena = options.enable_mem_pattern = optimize != "none"
     entries = {"session.force_spinning_stop": "1", "session.disable_prepacking": str(int(not prepack))}
@@ -96,7 +98,7 @@ def create(
     share = optimize == "none" and list(providers) == [CPU] and configure is None
     with tempfile.TemporaryDirectory(prefix="graphopt-", ignore_cleanup_errors=True) as folder:
         graph, kept = _hand_over(model, options, Path(folder), share)
-        session = _start(graph, options, providers, provider_options, configure is not None)
+        session = _start(graph, options, providers, provider_options, configure is not None, disable)
     session.graphopt_keeps = kept  # type: ignore[attr-defined]
     return session
 
@@ -107,12 +109,15 @@ def _start(
     providers: Sequence[str],
     provider_options: Sequence[Mapping[str, str]] | None,
     configured: bool,
+    disable: Sequence[str],
 ) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     given: dict[str, Any] = {} if configured else {"providers": list(providers)}
     if provider_options is not None and not configured:
         given["provider_options"] = [dict(each) for each in provider_options]
+    if disable:
+        given["disabled_optimizers"] = list(disable)
     said: list[str] = []
     try:
         with _hushed(said) if list(providers) != [CPU] else contextlib.nullcontext():
