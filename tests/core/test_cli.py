@@ -171,7 +171,6 @@ def test_an_unknown_command(graphopt: Run) -> None:
             ["a.onnx", "--pipeline", "fixpoint("],
             "pipeline 'fixpoint(': expected a name, got the end at column 10",
         ),
-        (["a.onnx", "--pipeline", "speed{a=1}"], "speed: a preset takes no options, got a"),
         (
             ["a.onnx", "--pipeline", "fold-constants{x=1}"],
             "fold-constants: no option is called 'x'; its options: limit_bytes",
