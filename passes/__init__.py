@@ -43,6 +43,8 @@ PASSES: dict[str, str] = {
     "fuse_activations.fuse_swish": "FuseSwish",
     "fuse_activations.fuse_hard_swish": "FuseHardSwish",
     "fuse_activations.fuse_mish": "FuseMish",
+    "fuse_norms.fuse_layer_norm": "FuseLayerNorm",
+    "fuse_attention": "FuseAttention",
     "eliminate_common": "EliminateCommon",
     "deduplicate_constants": "DeduplicateConstants",
     "eliminate_dead": "EliminateDead",

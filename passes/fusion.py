@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import onnx_ir as ir
@@ -34,3 +35,11 @@ class Fusion(Rewrite):
         kind = f" on {dtype.name.lower()}" if dtype is not None else ""
         target = tape.context.target
         return Decline(f"{target.name if target is not None else 'ONNX'} has no kernel for {op_type}{kind}")
+
+
+def check_private(nodes: Iterable[ir.Node], root: ir.Node) -> None:
+    """Decline where something besides ``nodes`` reads what they make, other than what ``root``, one of them, makes."""
+    inside = dict.fromkeys(nodes)
+    for value in (value for node in inside if node is not root for value in node.outputs):
+        if value.is_graph_output() or any(reader not in inside for reader in value.consumers()):
+            raise Decline(f"{value.name} is used elsewhere")

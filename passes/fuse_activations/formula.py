@@ -9,6 +9,8 @@ import onnx_ir as ir
 from graphopt import Decline
 from graphopt.query import constant_tensor, is_constant, is_op, opset, same_shape, scalar
 
+from ..fusion import check_private
+
 Powers = tuple[int, ...]
 """The exponent of each atom in one term."""
 Polynomial = Mapping[Powers, float]
@@ -76,12 +78,7 @@ class Formula:
 
         Something else reads what they make, or a coefficient may give the result another shape than the first atom's.
         """
-        inside = {*self.nodes, *between}
-        for value in (
-            value for node in (*between, *self.nodes) if node is not root for value in node.outputs
-        ):
-            if value.is_graph_output() or any(reader not in inside for reader in value.consumers()):
-                raise Decline(f"{value.name} is used elsewhere")
+        check_private([*between, *self.nodes, root], root)
         if any(opset(node) < 7 and "axis" in node.attributes for node in self.nodes):
             raise Decline("its operands are broadcast along an axis, as before opset 7")
         x = self.atoms[0]
