@@ -44,6 +44,7 @@ PASSES: dict[str, str] = {
     "fuse_activations.fuse_hard_swish": "FuseHardSwish",
     "fuse_activations.fuse_mish": "FuseMish",
     "fuse_norms.fuse_layer_norm": "FuseLayerNorm",
+    "fuse_norms.fuse_skip_layer_norm": "FuseSkipLayerNorm",
     "fuse_attention": "FuseAttention",
     "eliminate_common": "EliminateCommon",
     "deduplicate_constants": "DeduplicateConstants",

@@ -20,7 +20,8 @@ def norm(shape: str, axes: str, epsilon: float, centred: bool, opset: int, kind:
     return from_text(
         f"""<ir_version: 8, opset_import: ["" : {opset}]>
         main ({kind}[{shape}] x) => ({kind}[{shape}] y)
-        <{kind} two = {{2.0}}, {kind} eps = {{{epsilon}}}, {kind}[{size}] s = {{{numbers}}}, {kind}[{size}] b = {{{numbers}}}>
+        <{kind} two = {{2.0}}, {kind} eps = {{{epsilon}}}, {kind}[{size}] s = {{{numbers}}},
+         {kind}[{size}] b = {{{numbers}}}>
         {{ {start} q = Pow ({d}, two) v = ReduceMean <axes = {axes}> (q) e = Add (v, eps) r = Sqrt (e) n = Div ({d}, r)
            p = Mul (n, s) y = {"Add (p, b)" if centred else "Identity (p)"} }}"""
     )
@@ -48,3 +49,27 @@ def test_the_numbers_stay(centred: bool, opset: int, shape: str, axes: str, epsi
 def test_it_conforms() -> None:
     (step,) = pipeline.parse("fuse-layer-norm").passes()
     conformance(step, [norm("N,5,6", "[-1]", 1e-5, True, 17)])
+
+
+@pytest.mark.parametrize("kind", ["LayerNormalization", "RMSNormalization"])
+@pytest.mark.parametrize("skip", ["N,5,6", "1,5,6", "5,6"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_the_sum_is_the_same(kind: str, skip: str, bias: bool, elsewhere: bool) -> None:
+    before = from_text(
+        f"""<ir_version: 10, opset_import: ["" : 23]>
+        main (float[N,5,6] x, float[{skip}] k) => (float[N,5,6] y, float[N,5,6] z)
+        <float[6] s = {{1.0,2.0,3.0,4.0,5.0,6.0}}, float[6] b = {{3.0,2.0,1.0,0.0,-1.0,-2.0}}>
+        {{ d = {"Add (x, b)" if bias else "Neg (x)"} a = Add (d, k) y = {kind} (a, s)
+           z = {"Mul (a, y)" if elsewhere else "Neg (y)"} }}"""
+    )
+    (step,) = pipeline.parse("fuse-skip-layer-norm").passes()
+    after, entry, _ = run(step, before)
+    assert len(entry.applied) == 1 + elsewhere
+    (fused,) = [node for node in after.graph if node.domain == "com.microsoft"]
+    assert len(fused.outputs) == (4 if elsewhere else 1)
+    rng = np.random.default_rng(1)
+    dims = [3 if dim == "N" else int(dim) for dim in skip.split(",")]
+    feeds = {"x": rng.normal(size=(3, 5, 6)).astype("f"), "k": rng.normal(size=dims).astype("f")}
+    same_outputs(before, after, [feeds])
+    conformance(step, [before])
