@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 T = TypeVar("T")
+GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 class Decline(Exception):
@@ -39,7 +40,8 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
         return value.const_value
     held = producer.attributes.get("value")
     if held is not None and held.type == ir.AttributeType.TENSOR and not held.is_ref():
-        return held.as_tensor()  # get_const_tensor would rename the tensor, which other models may share
+        # get_const_tensor would rename the tensor, which other models may share; as_tensor checks a typing protocol
+        return cast("ir.TensorProtocol", held.value)
     if "sparse_value" in producer.attributes or not producer.attributes:
         return None
     return ir.convenience.get_const_tensor(value)
@@ -217,7 +219,7 @@ def axis_of(axis: int, rank: int) -> int:
 
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
     """Yield the graphs that ``node`` carries as attributes."""
-    if not node.attributes.data:
+    if not has_subgraphs(node):
         return
     for attr in node.attributes.data.values():
         if attr.type == ir.AttributeType.GRAPH and not attr.is_ref():
@@ -228,7 +230,8 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 
 def has_subgraphs(node: ir.Node) -> bool:
     """Return whether ``node`` carries a graph."""
-    return any(True for _ in subgraphs(node))
+    attributes = node.attributes.data
+    return bool(attributes) and any(attr.type in GRAPHS for attr in attributes.values() if not attr.is_ref())
 
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
@@ -250,14 +253,16 @@ def describe(nodes: Iterable[ir.Node]) -> str:
 
 def _nested(graph: ir.Graph) -> Iterator[ir.Graph]:
     for node in graph:
-        for inner in subgraphs(node):
-            yield from _nested(inner)
+        if has_subgraphs(node):
+            for inner in subgraphs(node):
+                yield from _nested(inner)
     yield graph
 
 
 def nodes_in(graph: ir.Graph) -> Iterator[ir.Node]:
     """Yield the nodes of ``graph`` and of the graphs in it, a node after those that it carries."""
     for node in graph:
-        for inner in subgraphs(node):
-            yield from nodes_in(inner)
+        if has_subgraphs(node):
+            for inner in subgraphs(node):
+                yield from nodes_in(inner)
         yield node

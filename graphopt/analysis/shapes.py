@@ -6,14 +6,16 @@ rewrite pays for the nodes that it makes and not for the graph.
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 from onnx_shape_inference import ShapeInferenceContext, registry
 
 from ..query import all_graphs, constant_tensor, has_subgraphs
+from .windows import keeps_sizes
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -56,7 +58,9 @@ class Shapes:
         registry.collect()
         self._model = model
         self._asked: set[ir.Value] = set()
+        self._seen: dict[ir.Node, Sequence[object]] = {}
         contents: dict[ir.Value, list[Dim]] = {}
+        self._contents = contents
         self._inference = {
             graph: _Inference(graph.opset_imports or model.opset_imports, contents)
             for graph in (model.graph, *(f.graph for f in model.functions.values()))
@@ -83,8 +87,30 @@ class Shapes:
     def infer(self, node: ir.Node) -> bool:
         """Fill in what is missing of types and shapes of ``node``'s outputs; return whether all are known.
 
-        Nodes with subgraphs and calls of functions keep what is declared.
+        Nodes with subgraphs and calls of functions keep what is declared. Where nothing that is known of inputs and
+        outputs changed since the last time, there is nothing to infer.
         """
+        seen, now = self._seen.get(node), self._facts(node)
+        if seen is not None and len(seen) == len(now) and all(map(operator.is_, seen, now)):
+            return known(node)
+        try:
+            return self._infer(node)
+        finally:
+            self._seen[node] = self._facts(node)
+
+    def _facts(self, node: ir.Node) -> Sequence[object]:
+        """Return the objects that inference on ``node`` depends on; none of them is ever changed in place."""
+        facts: list[object] = [node.graph, *node.attributes.data.values()]
+        for value in node.inputs:
+            if value is not None:
+                facts += (value, value.shape, value.type, self._contents.get(value))
+            else:
+                facts.append(None)
+        for value in node.outputs:
+            facts += (value.shape, value.type)
+        return facts
+
+    def _infer(self, node: ir.Node) -> bool:
         graph = node.graph
         version = graph.opset_imports.get(node.domain) if graph is not None else None
         handler = registry.get(
@@ -99,7 +125,8 @@ class Shapes:
             if value is not None and value.shape is not None:
                 context.name_anonymous_dims(value)
         try:
-            handler(context, node)
+            if not keeps_sizes(context, node):
+                handler(context, node)
         except _HANDLER_FAULTS:
             return False
         if node.op_type == "ConstantOfShape" and node.outputs[0].shape is None:

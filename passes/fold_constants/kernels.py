@@ -179,6 +179,14 @@ def _gather(node: ir.Node, inputs: list[Any]) -> Array:
     return np.take(x, indices, axis=axis)
 
 
+def _gather_nd(node: ir.Node, inputs: list[Any]) -> Array:
+    x, indices = inputs
+    shared = attribute(node, "batch_dims", 0)
+    lead = indices.shape[:-1]
+    batch = [np.arange(size).reshape(size, *[1] * (len(lead) - i - 1)) for i, size in enumerate(lead[:shared])]
+    return x[(*batch, *np.moveaxis(indices, -1, 0))]
+
+
 def _concat(node: ir.Node, inputs: list[Any]) -> Array:
     return np.concatenate(inputs, axis=_axis(node, inputs[0], 1 if opset(node) < 4 else 0))
 
@@ -302,6 +310,7 @@ KERNELS: dict[str, Kernel] = {
     "Slice": _slice,
     "Split": _split,
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "Concat": _concat,
     "Expand": _expand,
     "ConstantOfShape": _constant_of_shape,
