@@ -45,6 +45,10 @@ class Entry:
     """Finds the file."""
     feeds: Callable[[], list[Feeds]] | None = None
     """Makes inputs to run; those that the module was exported with where it is missing."""
+    of: str | None = None
+    """The model that this is another export of, with the same inputs."""
+    write: Callable[[Source, Path], None] | None = None
+    """Writes that export."""
 
     @property
     def missing(self) -> str | None:
@@ -82,8 +86,14 @@ def onnx_path(name: str) -> Path:
 def _export(name: str, path: Path) -> None:
     import graphopt
 
-    module, args, kwargs, shapes = source(name)
-    graphopt.save(graphopt.trace(module, args, kwargs, dynamic_shapes=shapes), path)
+    entry = ZOO[name]
+    module, args, kwargs, shapes = source(entry.of or name)
+    if entry.write is not None:
+        whole = path.with_suffix(".part")
+        entry.write((module, args, kwargs, shapes), whole)
+        whole.replace(path)
+    else:
+        graphopt.save(graphopt.trace(module, args, kwargs, dynamic_shapes=shapes), path)
     for stale in set(CACHE.glob(f"{name}-{'?' * 12}.onnx")) - {path}:
         stale.unlink()
 
@@ -91,6 +101,8 @@ def _export(name: str, path: Path) -> None:
 def samples(name: str) -> list[Feeds]:
     """Return inputs to run a model on, by name: real pictures and sentences where its weights are real."""
     entry = ZOO[name]
+    if entry.of is not None:
+        return samples(entry.of)
     if entry.feeds is not None:
         return entry.feeds()
     _, args, kwargs, _ = source(name)
@@ -115,6 +127,48 @@ def _key() -> str:
     for path in (Path(__file__), *sorted(frontends.glob("torch*.py"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def exporter(source: Source, path: Path) -> None:
+    """Write what torch's exporter makes when it may rewrite."""
+    import torch
+
+    module, args, kwargs, shapes = source
+    torch.onnx.export(
+        module,
+        args,
+        path,
+        kwargs=kwargs,
+        dynamic_shapes=shapes,
+        dynamo=True,
+        optimize=True,
+        external_data=False,
+    )
+
+
+def torchscript(source: Source, path: Path) -> None:
+    """Write what the exporter before that one makes of a module that takes keywords; the first output alone."""
+    import torch
+
+    module, _, kwargs, shapes = source
+
+    class First(torch.nn.Module):
+        def forward(self, *inputs: Any) -> Any:
+            return self.module(**dict(zip(kwargs, inputs, strict=True)))[0]
+
+    first = First()
+    first.module = module
+    with torch.no_grad():
+        torch.onnx.export(
+            first.eval(),
+            tuple(kwargs.values()),
+            path,
+            dynamo=False,
+            input_names=list(kwargs),
+            output_names=["last_hidden_state"],
+            dynamic_axes=shapes,
+            opset_version=17,
+        )
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -268,6 +322,26 @@ def _text_source(module: Any, token_types: bool) -> Source:
     return module.eval(), (), kwargs, shapes
 
 
+# --- sound ------------------------------------------------------------------------------------------------------------
+
+
+def silero() -> Path:
+    """Find the model that tells speech from silence."""
+    return _folder("silero_vad") / "data" / "silero_vad.onnx"
+
+
+def sounds() -> list[Feeds]:
+    """Return two windows of sound at either rate that it takes: tones, and noise that fades."""
+    feeds = []
+    for rate, length in ((16000, 576), (8000, 288)):
+        time = np.arange(length) / rate
+        noise = np.random.default_rng(rate).normal(size=length) * np.linspace(1, 0, length)
+        wave = np.stack([np.sin(2 * np.pi * 180 * time) + 0.4 * np.sin(2 * np.pi * 900 * time), noise])
+        state = np.zeros((2, 2, 128), np.float32)
+        feeds.append({"input": (0.3 * wave).astype(np.float32), "state": state, "sr": np.array(rate)})
+    return feeds
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -324,6 +398,12 @@ ZOO: dict[str, Entry] = {
         Entry("swin-t", "torchvision", False, torchvision("swin_t")),
         Entry("bert-base", "transformers", False, bert_base),
         Entry("gpt2", "transformers", False, gpt2),
+        Entry("silero-vad", "silero_vad", True, onnx=silero, feeds=sounds),
+        Entry("bert-base-torchscript", "transformers", False, of="bert-base", write=torchscript),
+        Entry("bert-base-optimized", "transformers", False, of="bert-base", write=exporter),
+        Entry("gpt2-optimized", "transformers", False, of="gpt2", write=exporter),
+        Entry("vit-b16-optimized", "torchvision", False, of="vit-b16", write=exporter),
+        Entry("swin-t-optimized", "torchvision", False, of="swin-t", write=exporter),
     )
 }
 NAMED = (
