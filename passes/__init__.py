@@ -43,6 +43,7 @@ PASSES: dict[str, str] = {
     "fuse_activations.fuse_swish": "FuseSwish",
     "fuse_activations.fuse_hard_swish": "FuseHardSwish",
     "fuse_activations.fuse_mish": "FuseMish",
+    "fuse_activations.fuse_bias_gelu": "FuseBiasGelu",
     "fuse_norms.fuse_layer_norm": "FuseLayerNorm",
     "fuse_norms.fuse_skip_layer_norm": "FuseSkipLayerNorm",
     "fuse_attention": "FuseAttention",

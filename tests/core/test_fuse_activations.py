@@ -82,3 +82,17 @@ def test_it_conforms(name: str) -> None:
     swish = "k = Constant <value_float = 1.702> () a = Mul (x, k) s = Sigmoid (a) y = Mul (x, s)"
     (step,) = pipeline.parse(name).passes()
     conformance(step, [model(swish)])
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_a_gelu_adds_its_bias(approximate: str) -> None:
+    before = from_text(
+        f"""<ir_version: 10, opset_import: ["" : 20]> main (float[N,8] x) => (float[N,8] y)
+        <float[8] b = {{-2.0,-1.0,-0.5,0.0,0.25,1.0,2.0,4.0}}>
+        {{ a = Add (x, b) y = Gelu <approximate = "{approximate}"> (a) }}"""
+    )
+    (step,) = pipeline.parse("fuse-bias-gelu").passes()
+    after, _, _ = run(step, before)
+    assert [node.op_type for node in after.graph] == ["BiasGelu" if approximate == "none" else "FastGelu"]
+    same_outputs(before, after, [{"x": np.linspace(-8, 8, 800, dtype=np.float32).reshape(-1, 8)}])
+    conformance(step, [before])
