@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import shutil
+import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -70,7 +72,7 @@ def _show(cls: type[Pass]) -> None:
     from .. import plugins
 
     print(f"{cls.name} ({cls.effect.value}, from plugin {plugins.owner(cls.name)})\n")
-    print(inspect.cleandoc(cls.__doc__ or ""))
+    print(_filled(inspect.cleandoc(cls.__doc__ or "")))
     if not cls.model_fields:
         return
     print()
@@ -82,6 +84,15 @@ def _show(cls: type[Pass]) -> None:
         kind = getattr(declared.annotation, "__name__", str(declared.annotation))
         rows.append((option, kind, default, declared.description))
     table(None, ["option", "type", "default", ""], rows)
+
+
+def _filled(text: str) -> str:
+    """Wrap the prose of a help text to the terminal; leave equations and lists as they are."""
+    width = shutil.get_terminal_size().columns
+    return "\n\n".join(
+        part if any(line[:1] in " -*|" for line in part.splitlines()) else textwrap.fill(part, width)
+        for part in text.split("\n\n")
+    )
 
 
 def backends(json_file: JsonFile = None) -> None:

@@ -34,7 +34,9 @@ def optimize(
         str | None,
         typer.Option(metavar="FILE.npz|DIR|module:function", help="Inputs that lossy passes may look at."),
     ] = None,
-    target: Annotated[str, typer.Option(metavar="NAME", help="See `graphopt backends`.")] = "onnxruntime:cpu",
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="What the result is for; see `graphopt backends`.")
+    ] = "onnxruntime:cpu",
     report: Annotated[
         Path | None,
         typer.Option(metavar="DIR", callback=folder, help="Write report.json and report.md there."),

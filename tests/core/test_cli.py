@@ -385,12 +385,12 @@ def test_help_fits_80_columns_and_cuts_no_sentence(graphopt: Run) -> None:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-@pytest.mark.parametrize("command", ["passes", "backends", "plugins"])
+@pytest.mark.parametrize("command", ["passes", "passes fold-batchnorm", "backends", "plugins"])
 def test_tables_fit_the_terminal(
     graphopt: Run, monkeypatch: pytest.MonkeyPatch, command: str, columns: int
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    _, out, _ = graphopt(command)
+    _, out, _ = graphopt(*command.split())
     assert max(map(len, out.splitlines())) <= columns
     assert not [line for line in out.splitlines() if line != line.rstrip()]
 
