@@ -29,7 +29,7 @@ MAX_BLAMED = 16
 """A pass with so many rewrites to blame is left out as a whole."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """An optimized model and how it came to be."""
 
@@ -39,6 +39,11 @@ class Result:
     """What the passes started from: the source as it was read, or as it was lowered."""
     samples: Sequence[Feeds]
     """The inputs that the result was proved on; empty where it was not."""
+
+    def __repr__(self) -> str:
+        """Return one line: models and reports are too long for a prompt."""
+        before, after = self.report.before.nodes, self.report.after.nodes
+        return f"<Result of {self.report.pipeline}: {before} → {after} nodes, {self.report.verdict()}>"
 
     def save(
         self, path: str | Path, *, external_data: str | None = None, progress: Progress = silent
