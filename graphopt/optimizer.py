@@ -94,11 +94,13 @@ def optimize(
     Raises:
         UsageError: the source, the pipeline, the inputs or the target make no sense.
         VerificationError: ``strict``, and a rewrite changed what the model computes.
-        PassError: ``strict``, and a pass raised or broke the graph.
+        Exception: ``strict``, and a pass raised it; a note says in which pass of how many.
     """
     steps = pipelines.parse(pipeline)
     fx_head, _ = driver.check_order(list(steps.passes()))
-    backend = plugins.get_backend(target)
+    backend, remarks = plugins.get_backend(target), list[str]()
+    if reason := backend.unavailable():
+        remarks.append(f"{target} cannot be used here, so nothing ran on it: {reason}")
     progress("reading", 0, 0)
     original, start, name = _read(source, fx_head)
     feeds = samples.check(original, inputs) if inputs is not None else None
@@ -127,6 +129,7 @@ def optimize(
         feeds=feeds,
         seed=seed,
     )
+    run.remarks += remarks
     return run.result(name)
 
 
@@ -298,7 +301,6 @@ class _Run:
             )
         self.blamed.append(Blame(number, entry.name, where, reason, checks, str(folder) if folder else None))
         self.plan.left_out.add(number)
-        self.remarks.append(f"rewrite {number}, {entry.name} at {where}, was left out: {reason}")
         if sum(blame.pass_name == entry.name for blame in self.blamed) >= MAX_BLAMED:
             self.plan.skipped[place] = f"{MAX_BLAMED} of its rewrites changed what the model computes"
             first = min(blame.number for blame in self.blamed if blame.pass_name == entry.name)

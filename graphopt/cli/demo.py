@@ -10,7 +10,7 @@ import typer
 
 from ..errors import VerificationError
 from .optimize import show_report
-from .output import JsonFile, table, write_json
+from .output import JsonFile, folder, table, write_json
 from .progress import progress
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ NAME = "efficientnet-lite0"
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write models and report.")
+        Path, typer.Option("--output", "-o", metavar="DIR", callback=folder, help="For models and report.")
     ] = Path("demo-output"),
     pipeline: Annotated[str, typer.Option(metavar="TEXT", help="Passes and presets.")] = "speed",
     target: Annotated[str, typer.Option(metavar="NAME", help="See `graphopt backends`.")] = "onnxruntime:cpu",

@@ -113,9 +113,13 @@ def show_report(report: Report, output: Path | None = None) -> None:
     print(f"weights  {before.weights_bytes / 1e6:.2f} MB → {after.weights_bytes / 1e6:.2f} MB")
     print(f"passes   {report.pass_milliseconds:.0f} ms")
     print(f"proof    {report.verdict()}")
+    for trial in report.trials:
+        taken = "taken" if trial.taken else "not faster"
+        print(f"tried    {trial.what}: ratio {trial.ratio:.3f} ({trial.low:.3f} … {trial.high:.3f}), {taken}")
     for remark in report.remarks:
         print(f"remark   {remark}")
     for blame in report.blamed:
+        print(f"left out rewrite {blame.number}, {blame.pass_name} at {blame.where}: {blame.reason}")
         if blame.reproducer:
             print(f"replay   sh {blame.reproducer}/check.sh  (rewrite {blame.number})")
     if output is not None:
