@@ -17,8 +17,8 @@ from graphopt.invariants import problems
 NODES = {
     "efficientnet-lite0": 94,
     "minilm": 274,
-    "ppocr-rec": 0,
-    "ppocr-cls": 0,
+    "ppocr-rec": 315,
+    "ppocr-cls": 171,
     "resnet50": 122,
     "mobilenet-v3": 140,
     "vit-b16": 455,
