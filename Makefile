@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench docs lint clean
+.PHONY: help demo test test-all bench bench-simplify docs lint clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -31,6 +31,9 @@ test: $(VENV)/.stamp-graphopt  ## everything that CI runs: style, types, tests (
 
 test-all: $(VENV)/.stamp-graphopt  ## the tests that take longer, too
 	$(BIN)/python -m pytest
+
+bench-simplify: $(VENV)/.stamp-graphopt  ## graphopt and its peers on the same models: benchmarks/results/simplify.md
+	$(BIN)/python benchmarks/simplify.py
 
 docs: $(VENV)/.stamp-graphopt  ## write the pages of passes anew from docstrings, options and case files
 	$(BIN)/python -m graphopt.docs docs/passes tests/passes

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_shape_inference import ShapeInferenceContext, registry
 
 from ..query import all_graphs, constant_tensor, has_subgraphs
+from .assumptions import certain, holds
 from .windows import keeps_sizes
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 Dim = int | ir.SymbolicDim
 
 _SIZES = (ir.DataType.INT64, ir.DataType.INT32)
+
+_INTEGERS = frozenset(
+    {*_SIZES, ir.DataType.INT16, ir.DataType.INT8, ir.DataType.UINT64, ir.DataType.UINT32}
+    | {ir.DataType.UINT16, ir.DataType.UINT8}
+)
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 
@@ -38,11 +44,24 @@ class _Inference(ShapeInferenceContext):
         self._symbolic_values = contents
 
     def set_symbolic_value(self, value: ir.Value, data: list[Dim]) -> None:
-        self._symbolic_values[value] = [_plain(dim) for dim in data]
+        if holds(value.producer(), value, data):
+            self._symbolic_values[value] = [_plain(dim) for dim in data]
+        else:
+            self._symbolic_values.pop(value, None)
+
+    def get_symbolic_value(self, value: ir.Value) -> list[Dim] | None:
+        held = self._symbolic_values.get(value)
+        if held is not None:
+            return held
+        tensor = constant_tensor(value)
+        if tensor is None or tensor.dtype not in _INTEGERS or len(tensor.shape) > 1:
+            return None
+        return [int(element) for element in tensor.numpy().reshape(-1)]
 
     def set_shape(self, value: ir.Value, shape: ir.Shape) -> bool:
         if not shape.is_static():
             shape = ir.Shape([_plain(dim) for dim in shape])
+        shape = certain(value.producer(), shape, self.get_symbolic_value, self.new_symbolic_dim)
         return super().set_shape(value, shape)
 
 
