@@ -154,9 +154,10 @@ def _derived(name: str, bound: Mapping[str, int]) -> int | None:
     if re.fullmatch(r"[\w.]*|[^+*/() -]*", name):
         return None
     dim = ir.SymbolicDim(name)
-    if not dim.free_symbols() <= bound.keys():
+    try:
+        size = dim.evaluate(dict(bound)) if dim.free_symbols() <= bound.keys() else None
+    except (ValueError, TypeError, ArithmeticError):  # a name like any other: "batch size", "N+", "N/0"
         return None
-    size = dim.evaluate(dict(bound))
     return size if isinstance(size, int) and size > 0 else None
 
 
@@ -259,7 +260,10 @@ class _Drawing:
     def _size(self, dim: Dim) -> int | None:
         if isinstance(dim, int):
             return dim
-        size = dim.evaluate(dict(self.bound)) if dim.value is not None else None
+        try:
+            size = dim.evaluate(dict(self.bound)) if dim.value is not None else None
+        except (ValueError, TypeError, ArithmeticError):
+            return None
         return size if isinstance(size, int) else None
 
     def _mask(self, shape: tuple[int, ...], named: bool) -> np.ndarray[Any, Any]:

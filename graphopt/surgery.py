@@ -192,6 +192,9 @@ class Names:
     def __init__(self, model: ir.Model) -> None:
         self._values: Counter[str] = Counter()
         self._nodes: Counter[str] = Counter()
+        self._free: dict[str, int] = {}
+        """Below which number no ``stem_1``, ``stem_2``, … of a value is free, so that many of one stem are found soon."""
+        self._free_node: dict[str, int] = {}
         for graph in all_graphs(model):
             self._values.update(v.name for v in graph.inputs if v.name)
             self._values.update(list(graph.initializers))
@@ -202,17 +205,20 @@ class Names:
 
     def fresh(self, stem: str) -> str:
         """Return ``stem``, or ``stem_1``, ``stem_2``, … where that is taken, and take it."""
-        return _fresh(self._values, stem)
+        return _fresh(self._values, stem, self._free)
 
     def fresh_node(self, stem: str) -> str:
         """Return a name that no node has, and take it."""
-        return _fresh(self._nodes, stem)
+        return _fresh(self._nodes, stem, self._free_node)
 
     def release(self, names: Iterable[str | None]) -> None:
         """Give back the names of values that are gone; a name is free when the last of its values is."""
         for name in names:
             if name and self._values[name] > 0:
                 self._values[name] -= 1
+                stem, _, number = name.rpartition("_")
+                if stem in self._free and number.isdecimal():
+                    self._free[stem] = min(self._free[stem], int(number))
 
     def rename(self, name: str, wanted: str) -> str:
         """Return ``wanted`` where it is free by now, in exchange for ``name``; else ``name``."""
@@ -222,10 +228,11 @@ class Names:
         return self.fresh(wanted)
 
 
-def _fresh(taken: Counter[str], stem: str) -> str:
+def _fresh(taken: Counter[str], stem: str, free: dict[str, int]) -> str:
     name = stem
     if taken[name]:
-        name = next(n for i in itertools.count(1) if not taken[n := f"{stem}_{i}"])
+        number = next(i for i in itertools.count(free.get(stem, 1)) if not taken[f"{stem}_{i}"])
+        name, free[stem] = f"{stem}_{number}", number + 1
     taken[name] += 1
     return name
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
+from pydantic import Field
 
 from graphopt import Decline, Names, Pass, PassReport, Tape, substitute
 from graphopt.query import nodes_in, subgraphs
@@ -18,80 +19,105 @@ if TYPE_CHECKING:
 class InlineFunctions(Pass):
     """Replace each call of a function that the model carries by the function's nodes: ``f(x)`` becomes its body.
 
-    Also in subgraphs, and in functions that other functions call, innermost first. Attributes of the call, else the
+    Also in subgraphs, and what a body calls in its turn, outermost first. Attributes of the call, else the
     defaults of the function, take the place of references to them; an input that the call leaves out is left out in
     the body. A value ``v`` of the body is named ``<first output of the call>_v``. A function that nothing calls
     afterwards goes.
 
     Declined: a function that calls itself; one written for another opset than the graph's, where an operator that it
-    uses changed between the two; a graph that is passed as an attribute; a call that does not fit the function.
+    uses changed between the two; a graph that is passed as an attribute; a call that does not fit the function;
+    one that comes to more than ``limit_nodes`` nodes, as functions that call the next one twice do in a small file.
 
     Exact. Source: ONNX IR, "Functions" (FunctionProto, ``attribute``, ``attribute_proto``, ``overload``).
     """
 
+    limit_nodes: int = Field(
+        100_000, ge=0, description="nodes that a call may come to, with all that its function calls"
+    )
+
     def run(self, model: ir.Model, context: Context) -> PassReport:
-        """Inline into the functions, those first that call no other, then into the main graph."""
+        """Inline into the main graph, then into the functions that are still called."""
         if not model.functions:
             return PassReport()
-        inliner = _Inliner(model, context)
-        for key in inliner.order:
-            inliner.graph(model.functions[key].graph, model.functions[key].opset_imports)
+        inliner = _Inliner(model, context, self.limit_nodes)
         inliner.graph(model.graph, model.opset_imports)
+        for key in inliner.kept():
+            if key in inliner.recursive:
+                continue
+            inliner.graph(model.functions[key].graph, model.functions[key].opset_imports)
         inliner.drop_inlined()
         return inliner.report
 
 
 class _Inliner:
-    def __init__(self, model: ir.Model, context: Context) -> None:
+    def __init__(self, model: ir.Model, context: Context, limit_nodes: int) -> None:
         self.model = model
         self.context = context
         self.names = Names(model)
         self.report = PassReport()
-        self.order, self.recursive = _call_order(model)
+        self.limit_nodes = limit_nodes
+        self.sizes, self.recursive = _sizes(model)
         self.inlined: set[ir.OperatorIdentifier] = set()
 
     def graph(self, graph: ir.Graph, opsets: dict[str, int]) -> None:
         """Inline the calls in ``graph`` and the graphs in it; ``opsets`` are those imported around them."""
-        for node in list(graph):
+        stack = list(reversed(graph))
+        while stack:
+            node = stack.pop()
             for inner in subgraphs(node):
                 self.graph(inner, opsets)
             key = node.op_identifier()
             if key in self.model.functions:
-                self._call(node, key, opsets)
+                stack += reversed(self._call(node, key, opsets))
 
-    def _call(self, node: ir.Node, key: ir.OperatorIdentifier, opsets: dict[str, int]) -> None:
+    def _call(
+        self, node: ir.Node, key: ir.OperatorIdentifier, opsets: dict[str, int]
+    ) -> Sequence[ir.Node]:
+        """Inline one call, and return the nodes that it became."""
         function = self.model.functions[key]
         tape = Tape(node, self.context)
         try:
             if key in self.recursive:
                 raise Decline(f"{function.name} calls itself")
+            if self.sizes[key] > self.limit_nodes:
+                raise Decline(
+                    f"{function.name} comes to {self.sizes[key]} nodes, more than limit_nodes, {self.limit_nodes}"
+                )
             missing = _missing_opsets(function, opsets)
             copier = _Copier(node, function, self.names)
         except Decline as reason:
             self.report.decline(node, str(reason))
-            return
+            return ()
         for inner in function:
             tape.adopt(copier.node(inner))
         values = [copier.values[value] for value in function.outputs[: len(node.outputs)]]
-        if substitute(node, values, tape, self.names, self.report):
-            self.inlined.add(key)
-            opsets.update(missing)
+        made = tuple(tape.nodes)
+        if not substitute(node, values, tape, self.names, self.report):
+            return ()
+        self.inlined.add(key)
+        opsets.update(missing)
+        return made
+
+    def kept(self) -> Sequence[ir.OperatorIdentifier]:
+        """Return the functions that are still called, or were never inlined, in the order of the model."""
+        found = set(self.model.functions) - self.inlined
+        graphs = [self.model.graph, *(self.model.functions[key].graph for key in found)]
+        while graphs:
+            called = {node.op_identifier() for node in nodes_in(graphs.pop())}
+            fresh = (called & self.model.functions.keys()) - found
+            found |= fresh
+            graphs += [self.model.functions[key].graph for key in fresh]
+        return [key for key in self.model.functions if key in found]
 
     def drop_inlined(self) -> None:
         """Remove the functions that were inlined wherever they were called."""
-        left = {
-            node.op_identifier()
-            for graph in (self.model.graph, *(f.graph for f in self.model.functions.values()))
-            for node in nodes_in(graph)
-        }
-        for key in self.inlined - left:
+        kept = set(self.kept())
+        for key in [key for key in self.model.functions if key not in kept]:
             del self.model.functions[key]
 
 
-def _call_order(
-    model: ir.Model,
-) -> tuple[Sequence[ir.OperatorIdentifier], set[ir.OperatorIdentifier]]:
-    """Return the functions, each after those that it calls, and apart from them those that reach themselves."""
+def _sizes(model: ir.Model) -> tuple[dict[ir.OperatorIdentifier, int], set[ir.OperatorIdentifier]]:
+    """Return how many nodes each function comes to, and apart from them the functions that reach themselves."""
     calls = {
         key: dict.fromkeys(k for node in nodes_in(f.graph) if (k := node.op_identifier()) in model.functions)
         for key, f in model.functions.items()
@@ -104,9 +130,16 @@ def _call_order(
                 for key, called in calls.items()
                 if key not in recursive
             }
-            return list(graphlib.TopologicalSorter(graph).static_order()), recursive
+            order = list(graphlib.TopologicalSorter(graph).static_order())
         except graphlib.CycleError as error:
             recursive.update(error.args[1])
+        else:
+            break
+    sizes: dict[ir.OperatorIdentifier, int] = {}
+    for key in order:
+        called_here = (node.op_identifier() for node in nodes_in(model.functions[key].graph))
+        sizes[key] = sum(sizes.get(called, 1) for called in called_here)
+    return sizes, recursive
 
 
 def _missing_opsets(function: ir.Function, opsets: Mapping[str, int]) -> dict[str, int]:

@@ -35,6 +35,8 @@ class MergeConcats(Rewrite):
 
     def replace(self, node: ir.Node, tape: Tape) -> ir.Value | None:
         """Return the Concat of fewer parts, or of the parts of its parts."""
+        if _goes_into_another(node):
+            return None
         reasons: list[str] = []
         parts = _flat(node, reasons)
         if parts == list(node.inputs):
@@ -77,16 +79,30 @@ def concat_axis(node: ir.Node) -> int:
 def _flat(node: ir.Node, reasons: list[str]) -> list[ir.Value]:
     """Return what ``node`` concatenates, seen through the Concats that feed it alone."""
     parts: list[ir.Value] = []
-    for value in node.inputs:
+    stack = list(reversed(node.inputs))
+    while stack:
+        value = stack.pop()
         assert value is not None
         inner = value.producer()
         reason = _reason_to_stop(node, inner, value) if inner is not None and is_op(inner, "Concat") else None
         if inner is not None and reason == "":
-            parts += [part for part in inner.inputs if part is not None]
+            stack += reversed(inner.inputs)
         else:
             parts.append(value)
             reasons += [reason] if reason else []
     return parts
+
+
+def _goes_into_another(node: ir.Node) -> bool:
+    """Return whether a Concat behind ``node`` takes its parts: a long chain is flattened once, from its end."""
+    value = node.outputs[0]
+    if not used_once(value):
+        return False
+    (reader,) = value.consumers()
+    try:
+        return is_op(reader, "Concat") and _reason_to_stop(reader, node, value) == ""
+    except Decline:  # the reader's own business
+        return False
 
 
 def _reason_to_stop(node: ir.Node, inner: ir.Node, value: ir.Value) -> str:

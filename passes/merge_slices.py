@@ -81,10 +81,10 @@ def _slice_of_concat(node: ir.Node, concat: ir.Node, tape: Tape) -> ir.Value:
     if start < 0 or end < 0:
         raise Decline(f"the size of axis {axis} of {y.name} is not known")
     begin = 0
-    for part in concat.inputs:
+    for i, part in enumerate(concat.inputs):
         assert part is not None
         length = _size(part, axis)
-        last = part is concat.inputs[-1] and end >= OPEN
+        last = i + 1 == len(concat.inputs) and end >= OPEN
         if begin <= start and (last or (length is not None and start < end <= begin + length)):
             if start > begin or not (last or end == begin + (length or 0)) or step > 1:
                 taken[axis] = Range(start - begin, LARGEST if last else end - begin, step)
