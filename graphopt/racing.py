@@ -17,18 +17,17 @@ What makes a naive comparison wrong, and what is done about it:
 
 from __future__ import annotations
 
-import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .context import Progress, silent
+from .model.cloning import collector_paused
 
 if TYPE_CHECKING:
     from .interfaces import Executable
@@ -86,7 +85,7 @@ def race(
     end = clock() + seconds
     order = np.random.default_rng(seed)
     times: list[list[float]] = []
-    with _collector_off():
+    with collector_paused():
         bursts = [
             _warm_up(executable, seconds * WARM_UP_SHARE / len(executables), clock)
             for executable in executables
@@ -99,18 +98,6 @@ def race(
             left = max(0.0, end - clock())
             progress("measuring", round(100 * (seconds - left) / seconds), 100)
     return np.array(times)
-
-
-@contextmanager
-def _collector_off() -> Iterator[None]:
-    """Keep Python's garbage collector from running into somebody's turn."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _warm_up(executable: Executable, seconds: float, clock: Callable[[], float]) -> int:

@@ -39,7 +39,7 @@ def clone(model: ir.Model, swap: Swap | None = None) -> ir.Model:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Pause the garbage collector: building a large graph makes no garbage, and collecting takes longer than it."""
+    """Pause the garbage collector: it takes longer than building a large graph, and somebody's turn in a race."""
     enabled = gc.isenabled()
     gc.disable()
     try:
