@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import onnx_ir as ir
 
-from graphopt import Decline
-from graphopt.query import constant_tensor, is_constant, is_op, opset, same_shape, scalar
+from graphopt import Decline, Tape
+from graphopt.query import constant_tensor, is_constant, is_op, opset, same_shape, scalar, used_once
 
 from ..fusion import check_private
 
@@ -55,7 +56,7 @@ class Formula:
     def _arithmetic(self, node: ir.Node) -> Polynomial | None:
         a = self.of(node.inputs[0])
         if a is None or node.op_type == "Neg":
-            return None if a is None else _scaled(a, -1.0)
+            return None if a is None else _times(a, -1.0)
         b = self.of(node.inputs[1])
         if b is None:
             return None
@@ -63,14 +64,14 @@ class Formula:
             case "Add":
                 return _sum(a, b)
             case "Sub":
-                return _sum(a, _scaled(b, -1.0))
+                return _sum(a, _times(b, -1.0))
             case "Mul":
                 return _product(a, b)
         number = next(iter(b.values())) if len(b) == 1 and not any(next(iter(b))) else None
         if number is None:
             return None
         if node.op_type == "Div":
-            return _scaled(a, 1 / number) if number else None
+            return _times(a, 1 / number) if number else None
         return _product(a, *[a] * (int(number) - 1)) if number in (1, 2, 3) else None
 
     def check(self, root: ir.Node, *between: ir.Node) -> None:
@@ -90,10 +91,38 @@ class Formula:
 
 def equal(p: Polynomial | None, wanted: Polynomial, dtype: ir.DataType | None) -> bool:
     """Return whether two polynomials are the same up to the rounding of coefficients of ``dtype``."""
-    if p is None:
-        return False
-    terms = {powers: c for powers, c in p.items() if c}
-    return terms.keys() == wanted.keys() and all(close(terms[k], c, rtol(dtype)) for k, c in wanted.items())
+    return multiple(p, wanted, dtype) == 1
+
+
+def multiple(p: Polynomial | None, wanted: Polynomial, dtype: ir.DataType | None) -> float | None:
+    """Return by what factor ``p`` is ``wanted``, 1 where only rounding differs; ``None`` where it is by none."""
+    terms = {powers: c for powers, c in (p or {}).items() if c}
+    if terms.keys() != wanted.keys():
+        return None
+    first = next(iter(wanted))
+    factor = terms[first] / wanted[first]
+    if all(close(terms[k], c, rtol(dtype)) for k, c in wanted.items()):
+        return 1.0
+    return factor if all(close(terms[k], c * factor, rtol(dtype)) for k, c in wanted.items()) else None
+
+
+def scaled(value: ir.Value, factor: float, tape: Tape) -> ir.Value:
+    """Return ``value * factor``, which a layer after it can take into its weights."""
+    dtype = value.dtype if value.dtype is not None else tape.anchor.outputs[0].dtype
+    if dtype is None:
+        raise Decline(f"the type of {tape.anchor.outputs[0].name} is not known")
+    return tape.op("Mul", [value, tape.constant(np.array(factor, dtype.numpy()), "factor", dtype)])
+
+
+def is_scaled_next(node: ir.Node) -> bool:
+    """Return whether one product with a number is all that reads ``node``: that number may complete it."""
+    value = node.outputs[0]
+    reader = value.consumers()[0] if used_once(value) else None
+    return (
+        reader is not None
+        and is_op(reader, "Mul", "Div")
+        and any(scalar(v) is not None for v in reader.inputs)
+    )
 
 
 def close(a: float, b: float, tolerance: float) -> bool:
@@ -138,7 +167,7 @@ def reached(root: ir.Node, steps: int) -> Iterator[ir.Value]:
         level = following
 
 
-def _scaled(p: Polynomial, factor: float) -> Polynomial:
+def _times(p: Polynomial, factor: float) -> Polynomial:
     return {powers: c * factor for powers, c in p.items()}
 
 

@@ -10,7 +10,7 @@ from graphopt import Decline, Tape
 from graphopt.query import is_op
 
 from ..fusion import MICROSOFT, Fusion
-from .formula import PRODUCT, Formula, Polynomial, equal, gated
+from .formula import PRODUCT, Formula, Polynomial, equal, gated, is_scaled_next, multiple, scaled
 from .fuse_swish import swish
 
 HALVES: Polynomial = {(1, 0): 0.5, (1, 1): 0.5}
@@ -38,7 +38,8 @@ class FuseGelu(Fusion):
         x sigmoid(1.702 x)                                   ->  QuickGelu(x, alpha=1.702), or Swish
 
     The arithmetic is read as a polynomial of x and the gate, so its order, grouping and the places of the constants
-    do not matter. ``Gelu`` is ONNX's from opset 20 on, else onnxruntime's Gelu and FastGelu.
+    do not matter. Where the half is missing, because a layer after it has taken it in, a factor of 2 is left for that
+    layer to take in as well. ``Gelu`` is ONNX's from opset 20 on, else onnxruntime's Gelu and FastGelu.
 
     Exact up to rounding: each form becomes the operator that is defined by it, never another one. Source: ONNX
     Gelu-20, Swish-24 (y = x * sigmoid(alpha * x)); onnxruntime's com.microsoft Gelu, FastGelu and QuickGelu, version 1;
@@ -53,13 +54,14 @@ class FuseGelu(Fusion):
             formula = Formula(x, gate.outputs[0])
             product, inner = formula.of(node.outputs[0]), formula.of(gate.inputs[0])
             for (op_type, kind), (wanted, argument) in FORMS.items():
-                if (
-                    is_op(gate, op_type)
-                    and equal(product, wanted, x.dtype)
-                    and equal(inner, argument, x.dtype)
-                ):
-                    formula.check(node, gate)
-                    return self._gelu(x, kind, tape)
+                factor = multiple(product, wanted, x.dtype)
+                if factor is None or not is_op(gate, op_type) or not equal(inner, argument, x.dtype):
+                    continue
+                if factor != 1 and (wanted is PRODUCT or is_scaled_next(node)):
+                    continue
+                formula.check(node, gate)
+                gelu = self._gelu(x, kind, tape)
+                return gelu if factor == 1 else scaled(gelu, factor, tape)
             if is_op(gate, "Erf") and equal(product, HALVES, x.dtype):
                 raise Decline(f"{gate.outputs[0].name} is not erf({x.name} / sqrt(2))")
         return None

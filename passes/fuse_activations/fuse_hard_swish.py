@@ -8,7 +8,7 @@ from graphopt import Tape
 from graphopt.query import attribute, is_constant, is_op, opset, optional, scalar, used_once
 
 from ..fusion import Fusion
-from .formula import Formula, close, gated, reached, rtol
+from .formula import Formula, close, gated, is_scaled_next, reached, rtol, scaled
 
 
 class FuseHardSwish(Fusion):
@@ -18,6 +18,7 @@ class FuseHardSwish(Fusion):
 
         k clip(p x + q, 0, h),  k h = 1      ->  HardSigmoid(x, alpha = k p, beta = k q)
         k x clip(p x + q, 0, h),  k h = 1    ->  x * HardSigmoid(x, alpha = k p, beta = k q)
+        k x clip(p x + q, 0, h)              ->  the same times k h, which a layer after it can take in
         x HardSigmoid(x, 1/6, 1/2)           ->  HardSwish(x)     from opset 14 on, where the target has it
 
     Exact up to rounding. Source: ONNX HardSigmoid-6, max(0, min(1, alpha * x + beta)); HardSwish-14,
@@ -38,9 +39,12 @@ class FuseHardSwish(Fusion):
             if is_op(gate, "HardSigmoid"):
                 if gate.inputs[0] is x and is_half_of_six(gate, y[1, 1], x):
                     return self._hard_swish(node, formula, gate, tape)
-            elif found := slope_and_offset(formula, gate, y[1, 1]):
+            elif (found := slope_and_offset(formula, gate)) and not is_scaled_next(node):
+                alpha, beta, high = found
                 formula.check(node, gate)
-                return tape.op("Mul", [x, self._hard_sigmoid(x, *found, tape)])
+                product = tape.op("Mul", [x, self._hard_sigmoid(x, alpha, beta, tape)])
+                factor = y[1, 1] * high
+                return product if close(factor, 1.0, rtol(x.dtype)) else scaled(product, factor, tape)
         return None
 
     def _sigmoid(self, node: ir.Node, tape: Tape) -> ir.Value | None:
@@ -53,10 +57,17 @@ class FuseHardSwish(Fusion):
             k = (Formula(value).of(node.outputs[0]) or {}).get((1,), 0.0)
             for x in reached(clip, 4):
                 formula = Formula(x, value)
-                found = slope_and_offset(formula, clip, k)
-                if found is not None and found[1] and not is_scaled(x) and formula.of(node.outputs[0]):
+                found = slope_and_offset(formula, clip)
+                if (
+                    found is None
+                    or not found[1]
+                    or is_scaled(x)
+                    or not close(k * found[2], 1.0, rtol(x.dtype))
+                ):
+                    continue
+                if formula.of(node.outputs[0]):
                     formula.check(node, clip)
-                    return self._hard_sigmoid(x, *found, tape)
+                    return self._hard_sigmoid(x, *found[:2], tape)
         return None
 
     def _hard_sigmoid(self, x: ir.Value, alpha: float, beta: float, tape: Tape) -> ir.Value:
@@ -72,18 +83,16 @@ class FuseHardSwish(Fusion):
         return tape.op("HardSwish", [x])
 
 
-def slope_and_offset(formula: Formula, clip: ir.Node, k: float) -> tuple[float, float] | None:
-    """Return alpha and beta where ``k * clip(…, 0, h)`` of the formula's first atom is a HardSigmoid of it."""
+def slope_and_offset(formula: Formula, clip: ir.Node) -> tuple[float, float, float] | None:
+    """Return alpha, beta and h where ``clip(…, 0, h) / h`` of the formula's first atom is a HardSigmoid of it."""
     x = formula.atoms[0]
     low, high = bounds(clip)
-    if low != 0 or high is None or not close(k * high, 1.0, rtol(x.dtype)):
-        return None
-    argument = formula.of(clip.inputs[0])
-    if argument is None or x.dtype is None or not x.dtype.is_floating_point():
+    argument = formula.of(clip.inputs[0]) if low == 0 and high is not None and high > 0 else None
+    if argument is None or high is None or x.dtype is None or not x.dtype.is_floating_point():
         return None
     if not argument.keys() <= {(0, 0), (1, 0)} or not argument.get((1, 0)):
         return None
-    return k * argument[1, 0], k * argument.get((0, 0), 0.0)
+    return argument[1, 0] / high, argument.get((0, 0), 0.0) / high, high
 
 
 def is_scaled(x: ir.Value) -> bool:

@@ -96,3 +96,18 @@ def test_a_gelu_adds_its_bias(approximate: str) -> None:
     assert [node.op_type for node in after.graph] == ["BiasGelu" if approximate == "none" else "FastGelu"]
     same_outputs(before, after, [{"x": np.linspace(-8, 8, 800, dtype=np.float32).reshape(-1, 8)}])
     conformance(step, [before])
+
+
+@pytest.mark.parametrize("order", ["fuse-gelu,fold-affine", "fold-affine,fuse-gelu,fold-affine"])
+def test_a_layer_may_take_the_half_before(order: str) -> None:
+    """As fold-affine does with 0.5 * (x * (1 + erf(x / sqrt(2)))) before a MatMul."""
+    before = from_text(
+        """<ir_version: 10, opset_import: ["" : 20]> main (float[N,2] x) => (float[N,2] y)
+        <float half = {0.5}, float one = {1.0}, float root = {1.4142135381698608}, float[2,2] w = {1.0,2.0,3.0,4.0}>
+        { d = Div (x, root) e = Erf (d) s = Add (e, one) p = Mul (x, s) h = Mul (p, half) y = MatMul (h, w) }"""
+    )
+    after = before
+    for step in pipeline.parse(order).passes():
+        after, _, _ = run(step, after)
+    assert [node.op_type for node in after.graph] == ["Gelu", "MatMul"]
+    same_outputs(before, after)
