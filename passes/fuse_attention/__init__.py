@@ -14,7 +14,7 @@ from graphopt.query import describe, is_op
 from .bias import Bias
 from .heads import Heads
 from .operands import Rows
-from .scores import Scores, check_softmax, read, softmax_of
+from .scores import Reader, Scores, check_softmax, softmax_of
 
 MICROSOFT = "com.microsoft"
 SMALLEST = 1e-30
@@ -32,6 +32,7 @@ class FuseAttention(Rewrite):
 
     Queries, keys and values are read where they lie in the order of the right side, however they were reshaped,
     transposed, scaled and taken out of one packed tensor since. A mask that has one row for all is repeated.
+    A mask of sizes that show at a run only is taken to fit the scores; a run refuses one that does not.
     ``Where(mask, scores, c)`` with ``c <= -1e30`` is the bias ``Where(mask, 0, c)``.
 
     A guard ``Where(IsNaN(weights), 0, weights)`` is for queries that may see no key: their scores are all -inf, and
@@ -54,7 +55,7 @@ class FuseAttention(Rewrite):
     def replace(self, node: ir.Node, tape: Tape) -> ir.Value | None:
         """Return the attention that ``node``, the product of the weights and the values, is the last step of."""
         if node.op_type == "Softmax":
-            _check_unused(node)
+            _check_unused(node, tape)
             return None
         weights, v = node.inputs
         found = softmax_of(weights)
@@ -62,13 +63,15 @@ class FuseAttention(Rewrite):
             return None
         softmax, guarded = found
         check_softmax(softmax, weights, guarded)
-        scores = read(softmax.inputs[0])
+        scores = Reader(tape.shapes().is_named).read(softmax.inputs[0])
         heads = Heads.of(scores.matmul, v)
         domain = self._domain(tape, heads.dtype)
 
         rows = Rows(tape)
         y = _attention(tape, rows, heads, scores, domain, guarded)
-        return rows.by_heads(heads.of_result, y, heads.result)
+        result = rows.by_heads(heads.of_result, y, heads.result)
+        result.type, result.shape = ir.TensorType(heads.dtype), heads.result_shape
+        return result
 
     def _domain(self, tape: Tape, dtype: ir.DataType) -> str:
         """Return the domain of the operator to make."""
@@ -81,7 +84,7 @@ class FuseAttention(Rewrite):
         return ""
 
 
-def _check_unused(softmax: ir.Node) -> None:
+def _check_unused(softmax: ir.Node, tape: Tape) -> None:
     """Decline where ``softmax`` is over scores, but no product with values follows that has the word instead."""
     result = softmax.outputs[0]
     readers = result.consumers()
@@ -89,7 +92,7 @@ def _check_unused(softmax: ir.Node) -> None:
     if any(is_op(reader, "MatMul") for value in weights for reader in value.consumers()):
         return
     try:
-        read(softmax.inputs[0])
+        Reader(tape.shapes().is_named).read(softmax.inputs[0])
     except Decline:
         return
     raise Decline(

@@ -104,7 +104,9 @@ class Bias:
         value = term.value
         if value.shape is None:
             raise Decline(f"the rank of {value.name} is not known")
-        dims = tuple(Size.of(dim) for dim in value.shape)
+        aligned = term.dims[len(term.dims) - len(value.shape) :]
+        sizes = zip(map(Size.of, value.shape), aligned, strict=True)
+        dims = tuple(size if size in (ONE, there) else None for size, there in sizes)
         if term.kept_where is not None:
             zero = self.tape.constant(self._array(0.0), "zero")
             filler = self.tape.constant(self._array(term.filler), "filler")
@@ -160,10 +162,13 @@ class Bias:
         self, dims: Sequence[Size], known_at: dict[Size, tuple[ir.Value, int]], divisor: int = 1
     ) -> ir.Value:
         """Record a shape tensor; sizes with symbols are ``known_at`` a dimension of a tensor, over ``divisor``."""
-        pieces = []
+        pieces: list[ir.Value] = []
+        read: dict[Size, ir.Value] = {}
         for symbolic, run in itertools.groupby(dims, lambda dim: bool(dim.symbols)):
             if symbolic:
-                pieces += [self._size(*known_at[dim], divisor) for dim in run]
+                for dim in run:
+                    read[dim] = read.get(dim) or self._size(*known_at[dim], divisor)
+                    pieces.append(read[dim])
             else:
                 pieces.append(self.tape.constant(np.array([dim.number for dim in run]), "shape"))
         return pieces[0] if len(pieces) == 1 else self.tape.op("Concat", pieces, {"axis": 0})

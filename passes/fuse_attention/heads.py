@@ -91,6 +91,12 @@ class Heads:
         """How the result fills its dimensions."""
         return self.of_result.groups(*self._groups(ROWS, WIDTH))
 
+    @property
+    def result_shape(self) -> ir.Shape:
+        """The shape of the result."""
+        assert self.q.shape is not None and self.v.shape is not None, "their sizes are known"
+        return ir.Shape([*self.q.shape[:-1], self.v.shape[-1]])
+
     def _groups(self, *last: str) -> Groups:
         lead: Groups = ((BATCH,), (HEADS,)) if rank(self.q) == 4 else ((BATCH, HEADS),)
         return (*lead, *((name,) for name in last))

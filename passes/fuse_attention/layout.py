@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,11 +39,28 @@ class Size:
             return cls(dim)
         if dim.value is None:
             return None
-        factors = [factor.strip() for factor in dim.value.split("*")]
-        if not all(_NAME.fullmatch(factor) for factor in factors):
-            return cls(1, (dim.value,))
-        numbers = [int(factor) for factor in factors if factor.isdecimal()]
-        return cls(math.prod(numbers), tuple(sorted(f for f in factors if not f.isdecimal())))
+        return _quotient(dim.value) or _product(dim.value) or cls(1, (dim.value,))
+
+
+def _product(text: str) -> Size | None:
+    factors = [factor.strip() for factor in text.strip("()").split("*")]
+    if not all(_NAME.fullmatch(factor) for factor in factors):
+        return None
+    number = math.prod(int(factor) for factor in factors if factor.isdecimal())
+    return Size(number, tuple(sorted(factor for factor in factors if not factor.isdecimal())))
+
+
+def _quotient(text: str) -> Size | None:
+    """Return ``a`` of ``(a*b)//b``."""
+    above, _, below = text.strip("()").partition("//")
+    dividend, divisor = _product(above), _product(below)
+    if dividend is None or divisor is None or divisor.number < 1 or dividend.number % divisor.number:
+        return None
+    left = Counter(dividend.symbols)
+    left.subtract(divisor.symbols)
+    if min(left.values(), default=0) < 0:
+        return None
+    return Size(dividend.number // divisor.number, tuple(sorted(left.elements())))
 
 
 def product(sizes: Iterable[Size]) -> Size:

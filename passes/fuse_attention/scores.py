@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -76,76 +77,86 @@ def check_softmax(softmax: ir.Node, weights: ir.Value, guarded: bool) -> None:
         raise Decline(f"the weights {weights.name} are used elsewhere")
 
 
-def read(value: ir.Value | None) -> Scores:
-    """Return what the scores ``value`` are made of.
+@dataclass(frozen=True)
+class Reader:
+    """Reads scores; ``is_named`` tells whether a size has a name in the model or is a number."""
 
-    Raises:
-        Decline: they are not a product with terms added, or a part of them is needed elsewhere.
-    """
-    scores = _read(value, DEEP) if value is not None else None
-    if scores is None:
-        name = value.name if value is not None else "the softmax"
-        raise Decline(f"no product of queries and keys is found before {name}")
-    return scores
+    is_named: Callable[[int | ir.SymbolicDim], bool]
 
+    def read(self, value: ir.Value | None) -> Scores:
+        """Return what the scores ``value`` are made of.
 
-def _read(value: ir.Value, depth: int) -> Scores | None:
-    node = value.producer()
-    if node is None or node.domain != "" or depth == 0:
+        Raises:
+            Decline: they are not a product with terms added, or a part of them is needed elsewhere.
+        """
+        scores = self._read(value, DEEP) if value is not None else None
+        if scores is None:
+            name = value.name if value is not None else "the softmax"
+            raise Decline(f"no product of queries and keys is found before {name}")
+        return scores
+
+    def _read(self, value: ir.Value, depth: int) -> Scores | None:
+        node = value.producer()
+        if node is None or node.domain != "" or depth == 0:
+            return None
+        found = self._step(node, depth - 1)
+        if found is not None and not used_once(value):
+            raise Decline(f"the scores {value.name} are used elsewhere")
+        return found
+
+    def _step(self, node: ir.Node, depth: int) -> Scores | None:
+        if node.op_type == "MatMul":
+            return None if any(is_constant(v) for v in node.inputs) else Scores(node)
+        if node.op_type == "Add":
+            return self._added(node, depth)
+        if node.op_type in ("Mul", "Div"):
+            found = scaled(node)
+            scores = self._read(found[0], depth) if found is not None else None
+            return scores.times(found[1]) if scores is not None and found is not None else None
+        if node.op_type == "Where":
+            return self._filled(node, depth)
+        if node.op_type in ("Reshape", "Squeeze", "Unsqueeze", "Identity"):
+            return self._read(node.inputs[0], depth) if node.inputs[0] is not None else None
         return None
-    found = _step(value, node, depth - 1)
-    if found is not None and not used_once(value):
-        raise Decline(f"the scores {value.name} are used elsewhere")
-    return found
 
+    def _added(self, node: ir.Node, depth: int) -> Scores | None:
+        stopped: Decline | None = None
+        for x, term in (node.inputs, reversed(node.inputs)):
+            try:
+                scores = self._read(x, depth) if x is not None else None
+            except Decline as reason:  # perhaps not the scores, but a bias that is a product too
+                stopped = stopped or reason
+                continue
+            if scores is not None and term is not None and x is not None:
+                return scores.plus(Term(term, self._dims(x, term)))
+        if stopped is not None:
+            raise stopped
+        return None
 
-def _step(value: ir.Value, node: ir.Node, depth: int) -> Scores | None:
-    if node.op_type == "MatMul":
-        return None if any(is_constant(v) for v in node.inputs) else Scores(node)
-    if node.op_type == "Add":
-        return _added(value, node, depth)
-    if node.op_type in ("Mul", "Div"):
-        found = scaled(node)
-        scores = _read(found[0], depth) if found is not None else None
-        return scores.times(found[1]) if scores is not None and found is not None else None
-    if node.op_type == "Where":
-        return _filled(value, node, depth)
-    if node.op_type in ("Reshape", "Squeeze", "Unsqueeze", "Identity"):
-        return _read(node.inputs[0], depth) if node.inputs[0] is not None else None
-    return None
+    def _filled(self, node: ir.Node, depth: int) -> Scores | None:
+        condition, first, second = node.inputs
+        for kept_where, x, filler in ((True, first, second), (False, second, first)):
+            number = scalar(filler)
+            scores = self._read(x, depth) if x is not None and number is not None else None
+            if scores is None or condition is None or x is None or number is None:
+                continue
+            if not number <= -SWALLOWS:
+                raise Decline(
+                    f"the scores that {condition.name} hides become {number:g}, not far below all others"
+                )
+            dims = self._dims(x, condition)
+            return scores.plus(Term(condition, dims, kept_where=kept_where, filler=float(number)))
+        return None
 
-
-def _added(value: ir.Value, node: ir.Node, depth: int) -> Scores | None:
-    stopped: Decline | None = None
-    for x, term in (node.inputs, reversed(node.inputs)):
-        try:
-            scores = _read(x, depth) if x is not None else None
-        except Decline as reason:  # perhaps not the scores, but a bias that is a product too
-            stopped = stopped or reason
-            continue
-        if scores is None or term is None:
-            continue
-        if x is not None and sizes_of(x) != sizes_of(value):
-            raise Decline(f"{term.name} gives the scores {value.name} another shape")
-        return scores.plus(Term(term, tuple(sizes_of(value))))
-    if stopped is not None:
-        raise stopped
-    return None
-
-
-def _filled(value: ir.Value, node: ir.Node, depth: int) -> Scores | None:
-    condition, first, second = node.inputs
-    for kept_where, x, filler in ((True, first, second), (False, second, first)):
-        number = scalar(filler)
-        scores = _read(x, depth) if x is not None and number is not None else None
-        if scores is None or condition is None or x is None or number is None:
-            continue
-        if not number <= -SWALLOWS:
-            raise Decline(
-                f"the masked scores of {value.name} are {number:g}, which is not far below all others"
-            )
-        if sizes_of(x) != sizes_of(value):
-            raise Decline(f"{condition.name} gives the scores {value.name} another shape")
-        term = Term(condition, tuple(sizes_of(value)), kept_where=kept_where, filler=float(number))
-        return scores.plus(term)
-    return None
+    def _dims(self, scores: ir.Value, term: ir.Value) -> tuple[Size, ...]:
+        """Return the dimensions of ``scores``, which ``term`` must not change as far as sizes have names."""
+        dims = tuple(sizes_of(scores))
+        if term.shape is None or scores.shape is None:
+            raise Decline(f"the rank of {term.name} is not known")
+        if len(term.shape) > len(dims):
+            raise Decline(f"{term.name} has more dimensions than the scores {scores.name}")
+        for have, want in zip(term.shape, scores.shape[len(dims) - len(term.shape) :], strict=True):
+            fits = Size.of(have) in (Size(), Size.of(want))
+            if not fits and self.is_named(have) and self.is_named(want):
+                raise Decline(f"{term.name} gives the scores {scores.name} another shape")
+        return dims
