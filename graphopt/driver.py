@@ -17,7 +17,7 @@ from .pipeline import Fixpoint, Pipeline, Preset, Step
 from .query import all_graphs
 from .report import PassEntry
 from .rewrite import Rewrite, run_together
-from .surgery import prepare
+from .surgery import import_domains, prepare
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -76,11 +76,16 @@ class Execution:
             PassFailed: a pass raised something that is not the user's fault.
             Mismatch: a check failed.
         """
+        declared = [
+            (value.shape, value.doc_string, dict(value.metadata_props)) for value in self.model.graph.outputs
+        ]
         overridable = _fix_defaults(self.model, self.context)
+        import_domains(self.model)
         prepare(self.model)
         places = iter(range(len(self.passes)))
         self._steps([(step, places) for step in self.pipeline.steps])
         self.context.analysis(Shapes).forget_names()
+        _redeclare(self.model.graph.outputs, declared)
         for value, default in overridable:
             value.const_value = default
             self.model.graph.initializers.add(value)
@@ -226,6 +231,26 @@ def _fix_defaults(model: ir.Model, context: Context) -> list[tuple[ir.Value, ir.
         defaults.append((value, value.const_value))
         value.const_value = None
     return defaults
+
+
+def _redeclare(
+    outputs: Sequence[ir.Value], declared: Sequence[tuple[ir.Shape | None, str | None, dict[str, str]]]
+) -> None:
+    """Give the values that the model returns now the names of sizes and the notes that it was declared with."""
+    import onnx_ir as ir
+
+    for value, (shape, doc_string, notes) in zip(outputs, declared, strict=False):
+        value.doc_string = value.doc_string or doc_string
+        for key, note in notes.items():
+            value.metadata_props.setdefault(key, note)
+        if shape is None or value.shape is None or len(shape) != len(value.shape) or value.is_graph_input():
+            continue
+        dims = [
+            old if not isinstance(old, int) and old.value is not None and not isinstance(new, int) else new
+            for old, new in zip(shape, value.shape, strict=True)
+        ]
+        if dims != list(value.shape):
+            value.shape = ir.Shape(dims)
 
 
 def check_order(passes: Sequence[Pass]) -> tuple[list[Pass], list[Pass]]:

@@ -269,12 +269,20 @@ class _Run:
         self._leave_out(high, reason, checks)
 
     def _fails(self, limit: int) -> str | None:
-        plan = Plan(limit, set(self.plan.left_out), dict(self.plan.skipped))
         try:
-            self._execute(plan, Checker(self.baseline))
+            self._up_to(limit, lambda: Checker(self.baseline))
         except Mismatch as mismatch:
             return mismatch.reason
         return None
+
+    def _up_to(self, limit: int, check: Callable[[], Checker]) -> Execution:
+        """Execute the first ``limit`` rewrites, without passes that fail because the others are missing."""
+        plan = Plan(limit, set(self.plan.left_out), dict(self.plan.skipped))
+        while True:
+            try:
+                return self._execute(plan, check())
+            except PassFailed as failure:
+                plan.skipped[failure.place] = str(failure.error)
 
     def _leave_out(self, number: int, reason: str, checks: int) -> None:
         before, _ = self._unchecked(number - 1)
@@ -309,8 +317,7 @@ class _Run:
 
     def _unchecked(self, limit: int) -> tuple[ir.Model, Execution]:
         """Return the model after the first ``limit`` rewrites, whatever it computes."""
-        plan = Plan(limit, set(self.plan.left_out), dict(self.plan.skipped))
-        execution = self._execute(plan, checker.Unchecked())
+        execution = self._up_to(limit, checker.Unchecked)
         return execution.model, execution
 
     def _finish(self, name: str, execution: Execution, checks: list[CheckEntry]) -> Result:

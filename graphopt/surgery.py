@@ -76,6 +76,9 @@ def splice(
         producer = new.producer()
         if producer is not None and producer not in fresh:
             touched.append(producer)
+    for made in tape.nodes:
+        for inner in subgraphs(made):
+            names.keep(v.name for nested in nodes_in(inner) for v in nested.outputs)
     swept = sweep(node, names)
     for value, stem in stems.items():
         value.name = names.rename(value.name or stem, stem)
@@ -193,7 +196,7 @@ class Names:
         self._values: Counter[str] = Counter()
         self._nodes: Counter[str] = Counter()
         self._free: dict[str, int] = {}
-        """Below which number no ``stem_1``, ``stem_2``, … of a value is free, so that many of one stem are found soon."""
+        """Below which number no ``stem_1``, ``stem_2``, … of a value is free, so that each is found soon."""
         self._free_node: dict[str, int] = {}
         for graph in all_graphs(model):
             self._values.update(v.name for v in graph.inputs if v.name)
@@ -219,6 +222,10 @@ class Names:
                 stem, _, number = name.rpartition("_")
                 if stem in self._free and number.isdecimal():
                     self._free[stem] = min(self._free[stem], int(number))
+
+    def keep(self, names: Iterable[str | None]) -> None:
+        """Take the names of values that come in with their graph and keep them; others may have the same."""
+        self._values.update(name for name in names if name)
 
     def rename(self, name: str, wanted: str) -> str:
         """Return ``wanted`` where it is free by now, in exchange for ``name``; else ``name``."""

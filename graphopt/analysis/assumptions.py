@@ -15,7 +15,12 @@ Fresh = Callable[[], ir.SymbolicDim]
 
 END = 2**31 - 1
 """From here on the end of a slice means the end of the axis."""
-EXACT = {ir.DataType.INT64: 2**63, ir.DataType.INT32: 2**31, ir.DataType.FLOAT: 2**24, ir.DataType.DOUBLE: 2**53}
+EXACT = {
+    ir.DataType.INT64: 2**63,
+    ir.DataType.INT32: 2**31,
+    ir.DataType.FLOAT: 2**24,
+    ir.DataType.DOUBLE: 2**53,
+}
 """Types that sizes are computed in, and up to where they hold every integer."""
 
 
@@ -75,7 +80,11 @@ def _one_of_several(shapes: Iterator[Sequence[Dim]]) -> Iterator[int]:
             if dim != 1:
                 dims.setdefault(-axis, []).append(dim)
     for axis, met in dims.items():
-        if len(met) > 1 and not any(isinstance(dim, int) for dim in met) and any(dim != met[0] for dim in met):
+        if (
+            len(met) > 1
+            and not any(isinstance(dim, int) for dim in met)
+            and any(dim != met[0] for dim in met)
+        ):
             yield axis
 
 

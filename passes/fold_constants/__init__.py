@@ -35,8 +35,28 @@ SIZED = (
     "Upsample",
     "Col2Im",
     "CenterCropPad",
+    *(
+        "HannWindow",
+        "HammingWindow",
+        "BlackmanWindow",
+        "MelWeightMatrix",
+        "AffineGrid",
+        "DFT",
+        "STFT",
+        "MaxUnpool",
+    ),
+    *(
+        "Conv",
+        "ConvInteger",
+        "ConvTranspose",
+        "QLinearConv",
+        "DeformConv",
+        "AveragePool",
+        "MaxPool",
+        "LpPool",
+    ),
 )
-"""Operators whose result is as large as the values of an input say; others make at most the outer product."""
+"""Operators whose result is as large as an input or attribute says; others make at most the outer product."""
 
 
 class Growth:
@@ -143,7 +163,10 @@ class FoldConstants(Rewrite):
                     f"{_unknown(contents)} of {node.inputs[0].name if node.inputs[0] else '?'} is not known"
                 )
             return None
-        array = np.array(contents, value.dtype.numpy())
+        try:
+            array = np.array(contents, value.dtype.numpy())
+        except OverflowError as error:
+            raise Decline(f"{value.dtype} does not hold its elements") from error
         return [_initializer(tape, array.reshape(()) if len(value.shape) == 0 else array, value)]
 
 

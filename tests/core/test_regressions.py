@@ -10,11 +10,39 @@ import onnx_ir as ir
 import pytest
 
 import graphopt
+from graphopt.context import Context
 from graphopt.testing import same_outputs
 from graphopt.text import from_text
 
 HEAD = '<ir_version: 10, opset_import: ["" : 20]>\n'
 LAST = -(2**62)
+
+
+class Needy(graphopt.Pass):
+    """Fails where the rewrite before it was not done."""
+
+    def run(self, model: ir.Model, context: Context) -> graphopt.PassReport:
+        if any(node.op_type == "Relu" for node in model.graph):
+            raise RuntimeError("there is a Relu left")
+        return graphopt.PassReport()
+
+
+class Wreck(graphopt.Rewrite):
+    """Replaces Relu by Neg: wrong."""
+
+    anchor = "Relu"
+
+    def replace(self, node: ir.Node, tape: graphopt.Tape) -> ir.Value:
+        return tape.op("Neg", node.inputs)
+
+
+def test_a_pass_that_fails_without_the_rewrites_before_it_does_not_end_the_search_for_the_wrong_one() -> None:
+    model = from_text(
+        f"{HEAD}main (float[4] x) => (float[4] y) {{ a = Relu (x)  b = Exp (a)  y = Relu (b) }}"
+    )
+    result = graphopt.optimize(model, [Wreck(), Needy()], reproducers=None)
+    assert {blame.pass_name for blame in result.report.blamed} == {"wreck"}
+    assert [node.op_type for node in result.model.graph] == ["Relu", "Exp", "Relu"]
 
 
 def simplified(model: ir.Model) -> ir.Model:
@@ -41,7 +69,8 @@ def rows(*shape: int) -> np.ndarray:
             id="a slice may end beyond its axis",
         ),
         pytest.param(
-            f"""(float[N,3] a) => (int64[Q] y) <int64[1] back = {{-1}}, int64[1] end = {{{LAST}}}, int64[1] zero = {{0}}> {{
+            f"""(float[N,3] a) => (int64[Q] y)
+               <int64[1] back = {{-1}}, int64[1] end = {{{LAST}}}, int64[1] zero = {{0}}> {{
                 s = Shape (a)  y = Slice (s, back, end, zero, back) }}""",
             [(1, 3), (4, 3)],
             id="a slice of sizes runs backwards to the first",
@@ -120,3 +149,46 @@ def test_a_long_chain_takes_time_in_proportion(make) -> None:
     start = time.perf_counter()
     simplified(make(1000))
     assert time.perf_counter() - start < 10, "twice as long takes four times as long"
+
+
+def test_a_name_within_a_branch_is_not_taken_by_a_value_around_it() -> None:
+    model = from_text(
+        HEAD
+        + """main (float[3] x, bool c) => (float[3] y, float[3] z) <bool t = {1}> {
+            y = If (t) <
+                then_branch = g () => (float[3] a) {
+                    a = If (c) <then_branch = g1 () => (float[3] a1) { n = Neg (x)  a1 = Abs (n) },
+                                else_branch = g2 () => (float[3] a2) { a2 = Abs (x) }>
+                },
+                else_branch = h () => (float[3] b) { b = Abs (x) }>
+            z = If (t) <
+                then_branch = k () => (float[3] d) { n = Neg (x)  m = Exp (n)  d = Sqrt (m) },
+                else_branch = l () => (float[3] e) { e = Abs (x) }>
+        }"""
+    )
+    after = simplified(model)
+    assert [node.op_type for node in after.graph] == ["If", "Neg", "Exp", "Sqrt"]
+    same_outputs(model, after)
+
+
+def test_an_output_keeps_the_names_of_its_sizes_and_its_notes() -> None:
+    model = from_text(f"{HEAD}main (float[N,4] x) => (float[batch,4] y) {{ a = Relu (x)  y = Identity (a) }}")
+    model.graph.outputs[0].doc_string = "scores"
+    model.graph.outputs[0].metadata_props["unit"] = "logit"
+    (y,) = simplified(model).graph.outputs
+    assert (str(y.shape), y.doc_string, y.metadata_props["unit"]) == ("[batch,4]", "scores", "logit")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "(float[a] y) <int64 n = {300000000}> { y = HannWindow (n) }",
+        """(float[a,b,c,d] y) <float[1,1,1,1] x = {1}, float[1,1,1,1] w = {1}> {
+            y = Conv <pads = [9000, 9000, 9000, 9000]> (x, w) }""",
+        "(float[a,b,c] y) <float[1,2,1] x = {1, 2}, int64 n = {100000000}> { y = DFT <axis = 1> (x, n) }",
+    ],
+)
+def test_nothing_is_computed_that_is_too_large_to_be_kept(body: str) -> None:
+    start = time.perf_counter()
+    assert len(simplified(from_text(f"{HEAD}main () => {body}")).graph) == 1
+    assert time.perf_counter() - start < 2, "it was computed, and then thrown away"
