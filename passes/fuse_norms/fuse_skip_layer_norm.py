@@ -56,7 +56,12 @@ class FuseSkipLayerNorm(Rewrite):
             return None
         if is_op(before, SKIP[node.op_type], domain=MICROSOFT):
             return before.outputs[0] if x is before.outputs[-1] and _same(node, before) else None
-        if not is_op(before, "Add") or before.graph is not node.graph or not used_once(x):
+        if (
+            not is_op(before, "Add")
+            or before.graph is not node.graph
+            or not used_once(x)
+            or _is_unfinished(node)
+        ):
             return None
         return _fused(node, before, tape)[0]
 
@@ -65,12 +70,29 @@ def _sum(add: ir.Node, tape: Tape) -> ir.Value | None:
     """Return the sum from a normalization of it, which then does not have to add again."""
     total = add.outputs[0]
     for norm in total.consumers():
-        if is_op(norm, *SKIP) and norm.inputs[0] is total and norm.graph is add.graph:
+        if (
+            is_op(norm, *SKIP)
+            and norm.inputs[0] is total
+            and norm.graph is add.graph
+            and not _is_unfinished(norm)
+        ):
             late = [v.name for v in norm.inputs[1:] if v is not None and v.producer() is not None]
             if late:
                 raise Decline(f"{late[0]} may be computed after {total.name}")
             return _fused(norm, add, tape)[SUM]
     return None
+
+
+def _is_unfinished(norm: ir.Node) -> bool:
+    """Return whether a constant after ``norm`` may yet become its scale or its bias, as in fuse-layer-norm."""
+    if not used_once(norm.outputs[0]) or optional(norm, 2) is not None:
+        return False
+    (reader,) = norm.outputs[0].consumers()
+    return is_op(reader, "Mul", *(["Add"] if _centred(norm) else [])) and any(
+        tensor is not None and list(tensor.shape)[-1:] == list(norm.inputs[1].shape or ())
+        for tensor in map(constant_tensor, reader.inputs)
+        if norm.inputs[1] is not None
+    )
 
 
 def _fused(norm: ir.Node, add: ir.Node, tape: Tape) -> list[ir.Value]:

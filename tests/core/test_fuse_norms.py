@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import graphopt
 from graphopt import pipeline
 from graphopt.testing import conformance, run, same_outputs, valid
 from graphopt.text import from_text
@@ -73,3 +74,20 @@ def test_the_sum_is_the_same(kind: str, skip: str, bias: bool, elsewhere: bool) 
     feeds = {"x": rng.normal(size=(3, 5, 6)).astype("f"), "k": rng.normal(size=dims).astype("f")}
     same_outputs(before, after, [feeds])
     conformance(step, [before])
+
+
+def test_a_sum_waits_for_scale_and_bias() -> None:
+    """In one worklist the normalization is complete before it takes the sum."""
+    before = norm("N,5,6", "[-1]", 1e-5, True, 17)
+    x = before.graph.inputs[0]
+    (total,) = from_text(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,5,6] x) => (float[N,5,6] a) { a = Add (x, x) }'
+    ).graph
+    total.graph.remove(total, safe=False)
+    for use in list(x.uses()):
+        use.node.replace_input_with(use.idx, total.outputs[0])
+    for i in (0, 1):
+        total.replace_input_with(i, x)
+    before.graph.insert_before(before.graph[0], total)
+    result = graphopt.optimize(before, "fixpoint(fuse-skip-layer-norm,fuse-layer-norm)")
+    assert [node.op_type for node in result.model.graph] == ["SkipLayerNormalization"]
