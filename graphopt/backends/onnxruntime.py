@@ -191,13 +191,15 @@ def _places(threads: int | None) -> dict[str, str]:
 
 def _noted(model: ir.Model, target: str) -> dict[str, Any]:
     """Return the settings in the model's metadata that are sound and do nothing but choose how to compute."""
-    found = noted(model, target)
-    sound = {
-        "optimize": lambda level: level in sessions.LEVELS,
-        "threads": lambda count: isinstance(count, int) and 0 < count <= (os.cpu_count() or 1),
-        "disable": lambda names: isinstance(names, list) and all(isinstance(name, str) for name in names),
-    }
-    return {key: found[key] for key, accepts in sound.items() if key in found and accepts(found[key])}
+    return {key: value for key, value in noted(model, target).items() if _is_sound(key, value)}
+
+
+def _is_sound(key: str, value: object) -> bool:
+    if key == "threads":
+        return isinstance(value, int) and 0 < value <= (os.cpu_count() or 1)
+    if key == "disable":
+        return isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return key == "optimize" and value in sessions.LEVELS
 
 
 def placement(session: onnxruntime.InferenceSession) -> Counter[str]:

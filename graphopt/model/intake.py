@@ -42,6 +42,10 @@ _LIST_FIELDS = (
 )
 
 
+UNNAMED = ("?", "None", "-1")
+"""What exporters call dimensions that they do not know; two of them need not be equal."""
+
+
 def prepare(proto: onnx.ModelProto, name: str, locate: data.Locate) -> bool:
     """Check ``proto`` and normalize it in place; return whether it has types that were hidden.
 
@@ -206,7 +210,7 @@ class _Intake:
         )
 
     def value(self, value: onnx.ValueInfoProto) -> None:
-        """Put aside a type that is not known to ``onnx_ir``; forget dimensions that are negative or called ``?``."""
+        """Put aside a type that is not known to ``onnx_ir``; forget dimensions that are negative or have no name."""
         _clean(value, "name", "doc_string")
         _clean_texts(value.type, "denotation")
         kind = value.type.WhichOneof("value")
@@ -214,7 +218,7 @@ class _Intake:
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_value < 0:
                     dim.ClearField("dim_value")
-                elif dim.dim_param == "?":
+                elif dim.dim_param in UNNAMED or dim.dim_param.isdecimal():
                     dim.ClearField("dim_param")
                 _clean_texts(dim, "dim_param", "denotation")
         elif kind is not None and _is_foreign(value.type):
