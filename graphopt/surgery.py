@@ -47,7 +47,7 @@ def splice(
     """Put what ``tape`` recorded before ``node``, move its uses to ``outputs``, sweep what died.
 
     Returns:
-        The nodes worth another look: the new ones, the readers of the new values, and what fed the old ones.
+        The nodes worth another look: the new ones, the readers of the new values, and what feeds both.
     """
     graph = node.graph
     assert graph is not None
@@ -83,7 +83,8 @@ def splice(
     for value, stem in stems.items():
         value.name = names.rename(value.name or stem, stem)
     origin.merge(tape.nodes, [*swept[1:], node], pass_name)
-    touched += [p for value in inputs if (p := value.producer()) is not None]
+    read = [*inputs, *(value for made in tape.nodes for value in made.inputs if value is not None)]
+    touched += [p for value in dict.fromkeys(read) if (p := value.producer()) is not None and p not in fresh]
     return touched
 
 

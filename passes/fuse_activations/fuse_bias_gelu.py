@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import onnx_ir as ir
 
 from graphopt import Decline, Rewrite, Tape
@@ -17,6 +19,7 @@ class FuseBiasGelu(Rewrite):
     FastGelu, version 1.
     """
 
+    family: ClassVar[str] = "activations"
     anchor = ("Gelu", f"{MICROSOFT}::Gelu", f"{MICROSOFT}::FastGelu")
 
     def replace(self, node: ir.Node, tape: Tape) -> ir.Value | None:

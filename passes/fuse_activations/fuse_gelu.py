@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -46,6 +47,7 @@ class FuseGelu(Fusion):
     Hendrycks and Gimpel, arXiv 1606.08415.
     """
 
+    family: ClassVar[str] = "activations"
     anchor = ("Mul", "Div", "Add")
 
     def replace(self, node: ir.Node, tape: Tape) -> ir.Value | None:

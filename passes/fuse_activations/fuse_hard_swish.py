@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import onnx_ir as ir
 
 from graphopt import Tape
@@ -25,6 +27,7 @@ class FuseHardSwish(Fusion):
     x * max(0, min(1, x / 6 + 0.5)); Clip-6 and Clip-11.
     """
 
+    family: ClassVar[str] = "activations"
     anchor = ("Mul", "Div", "Clip")
 
     def replace(self, node: ir.Node, tape: Tape) -> ir.Value | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import onnx_ir as ir
 
 from graphopt import Tape
@@ -17,6 +19,7 @@ class FuseMish(Fusion):
     Exact up to rounding. Source: ONNX Mish-18, mish(x) = x * tanh(ln(1 + e^x)), Softplus-1, ln(1 + e^x).
     """
 
+    family: ClassVar[str] = "activations"
     anchor = "Mul"
 
     def replace(self, node: ir.Node, tape: Tape) -> ir.Value | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import onnx_ir as ir
 
 from graphopt import Tape
@@ -22,6 +24,7 @@ class FuseSwish(Fusion):
     onnxruntime's com.microsoft QuickGelu, version 1 (the same, alpha 1.702 by default).
     """
 
+    family: ClassVar[str] = "activations"
     anchor = ("Mul", "Div")
 
     def replace(self, node: ir.Node, tape: Tape) -> ir.Value | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -50,6 +50,7 @@ class FuseAttention(Rewrite):
         "target", description="`standard`: ONNX's Attention (opset 23), which runs elsewhere too"
     )
 
+    family: ClassVar[str] = "attention"
     anchor = ("MatMul", "Softmax")
 
     def replace(self, node: ir.Node, tape: Tape) -> ir.Value | None:

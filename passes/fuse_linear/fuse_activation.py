@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -52,6 +52,7 @@ class FuseActivation(Rewrite):
     bounds of Clip) and FusedGemm (activation_alpha, _beta, _gamma), version 1; ONNX HardSwish-14.
     """
 
+    family: ClassVar[str] = "linear"
     anchor = (*PARAMETERS, "Clip", "Mul")
 
     def replace(self, node: ir.Node, tape: Tape) -> ir.Value | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -32,6 +32,7 @@ class FuseMatmul(Rewrite):
     Exact up to rounding. Source: onnxruntime's com.microsoft FusedMatMul, version 1.
     """
 
+    family: ClassVar[str] = "linear"
     anchor = ("MatMul", f"{MICROSOFT}::FusedMatMul", "Mul", "Div")
 
     def replace(self, node: ir.Node, tape: Tape) -> ir.Value | None:

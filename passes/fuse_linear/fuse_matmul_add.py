@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import onnx_ir as ir
 from pydantic import Field
@@ -26,6 +28,7 @@ class FuseMatmulAdd(Rewrite):
 
     flatten: bool = Field(False, description="also where x has more than two axes, between two Reshapes")
 
+    family: ClassVar[str] = "linear"
     anchor = "Add"
 
     def replace(self, node: ir.Node, tape: Tape) -> ir.Value | None:

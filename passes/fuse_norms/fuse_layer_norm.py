@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -36,6 +36,7 @@ class FuseLayerNorm(Fusion):
     1910.07467.
     """
 
+    family: ClassVar[str] = "normalizations"
     anchor = ("Div", "Mul", "Add", "Cast")
 
     def replace(self, node: ir.Node, tape: Tape) -> ir.Value | None:

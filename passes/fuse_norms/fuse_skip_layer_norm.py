@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import onnx_ir as ir
 
 from graphopt import Decline, Rewrite, Tape
@@ -44,6 +46,7 @@ class FuseSkipLayerNorm(Rewrite):
     SkipSimplifiedLayerNormalization, version 1.
     """
 
+    family: ClassVar[str] = "normalizations"
     anchor = ("Add", *SKIP)
 
     def replace(self, node: ir.Node, tape: Tape) -> ir.Value | None:
