@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 import pytest
+from graphopt_passes.fuse_attention.layout import Size
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -187,6 +188,24 @@ def test_it_conforms() -> None:
     (step,) = pipeline.parse("fuse-attention").passes()
     writings = Writing(mask="padding", guard=True), Writing(packed="gather", scale="both")
     conformance(step, [writing.text() for writing in writings])
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "symbols"),
+    [
+        ("batch", 1, ("batch",)),
+        ("12*batch", 12, ("batch",)),
+        ("rows*batch*3*4", 12, ("batch", "rows")),
+        ("((batch*rows)//batch)", 1, ("rows",)),
+        ("(12*batch)//4", 3, ("batch",)),
+        ("(12*batch)//5", 1, ("(12*batch)//5",)),
+        ("(2*batch)//rows", 1, ("(2*batch)//rows",)),
+        ("rows + 1", 1, ("rows + 1",)),
+        ("2*(rows + 1)", 1, ("2*(rows + 1)",)),
+    ],
+)
+def test_sizes_are_products(text: str, number: int, symbols: tuple[str, ...]) -> None:
+    assert Size.of(ir.SymbolicDim(text)) == Size(number, symbols)
 
 
 IO = "(float[2,3,6] q, float[2,4,6] k, float[2,4,6] v, float[{}] mask) => (float[2,3,6] y)"
