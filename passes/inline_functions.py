@@ -70,9 +70,7 @@ class _Inliner:
             if key in self.model.functions:
                 stack += reversed(self._call(node, key, opsets))
 
-    def _call(
-        self, node: ir.Node, key: ir.OperatorIdentifier, opsets: dict[str, int]
-    ) -> Sequence[ir.Node]:
+    def _call(self, node: ir.Node, key: ir.OperatorIdentifier, opsets: dict[str, int]) -> Sequence[ir.Node]:
         """Inline one call, and return the nodes that it became."""
         function = self.model.functions[key]
         tape = Tape(node, self.context)

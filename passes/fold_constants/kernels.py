@@ -183,7 +183,9 @@ def _gather_nd(node: ir.Node, inputs: list[Any]) -> Array:
     x, indices = inputs
     shared = attribute(node, "batch_dims", 0)
     lead = indices.shape[:-1]
-    batch = [np.arange(size).reshape(size, *[1] * (len(lead) - i - 1)) for i, size in enumerate(lead[:shared])]
+    batch = [
+        np.arange(size).reshape(size, *[1] * (len(lead) - i - 1)) for i, size in enumerate(lead[:shared])
+    ]
     return x[(*batch, *np.moveaxis(indices, -1, 0))]
 
 
