@@ -33,7 +33,8 @@ def register_passes() -> Iterable[type[Pass]]:  # type: ignore[empty-body]
 def register_presets() -> Mapping[str, str]:  # type: ignore[empty-body]
     """Offer named pipelines: name to pipeline text.
 
-    Called once, when the registry is built. A preset may name passes and presets of any plugin.
+    Called once, when the registry is built. A preset may name passes and presets of any plugin. An entry
+    ``name{measured=true}`` beside ``name`` is what the preset stands for when it may measure, and so try more.
 
     .. versionadded:: 0.1
     """

@@ -220,7 +220,8 @@ def _named(name: str, options: dict[str, Any]) -> Step:
         if options or not isinstance(measured, bool):
             got = ", ".join(options) or f"measured={measured!r}"
             raise OptionError(f"{name}: a preset takes one option, measured=true or false, got {got}")
-        return replace(_expand(name), measured=measured)
+        wider = f"{name}{{measured=true}}"
+        return replace(_expand(name, wider if measured and wider in presets else name), measured=measured)
     if name not in plugins.passes():
         known = [*plugins.passes(), *presets]
         raise plugins.unknown("pass or preset", name, known, PipelineError)
@@ -230,12 +231,12 @@ def _named(name: str, options: dict[str, Any]) -> Step:
 _expanding: list[str] = []
 
 
-def _expand(name: str) -> Preset:
+def _expand(name: str, form: str) -> Preset:
     if name in _expanding:
         raise PipelineError(f"preset {name!r} contains itself: {' → '.join([*_expanding, name])}")
     _expanding.append(name)
     try:
-        return Preset(name, parse(plugins.presets()[name]).steps)
+        return Preset(name, parse(plugins.presets()[form]).steps)
     finally:
         _expanding.pop()
 

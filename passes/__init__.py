@@ -63,11 +63,17 @@ FUSE = "fuse-gelu,fuse-hard-swish,fuse-layer-norm{dialect=standard}"
 """What onnxruntime does not find by itself, or no longer after folding; before folding takes their constants."""
 FOLD = "fold-batchnorm,fold-affine,fold-pad"
 SHARE = "eliminate-common,deduplicate-constants"
+TRY = "fuse-skip-layer-norm,fuse-bias-gelu,fuse-matmul,fuse-activation,eliminate-dead,infer-shapes"
+"""What wins on some machines and loses on others."""
 
 PRESETS: dict[str, str] = {
     "simplify": f"inline-functions,fixpoint({CLEAN},{SHARE},eliminate-dead,infer-shapes)",
     "speed": (
         f"inline-functions,fixpoint({CLEAN},{FUSE}),"
         f"fixpoint({CLEAN},{FUSE},{FOLD},{SHARE},eliminate-dead,infer-shapes)"
+    ),
+    "speed{measured=true}": (
+        f"inline-functions,fixpoint({CLEAN},{FUSE},fuse-swish,fuse-mish),"
+        f"fixpoint({CLEAN},{FUSE},fuse-attention,{FOLD},{SHARE},eliminate-dead,infer-shapes),{TRY}"
     ),
 }
