@@ -71,16 +71,16 @@ class Growth:
 class FoldConstants(Rewrite):
     """Replace what can be computed from constants and known shapes by its value.
 
-    A node whose inputs are all constant becomes a constant (of ``CastLike``'s second input only the
-    type counts). So does a node that computes on shapes, where shape
-    inference knows every element of its result (``Shape``, ``Size``, and what Gather, Concat, Mul … make of
-    them, symbolic dimensions included). The target of a ``Reshape`` becomes a constant where each element is
-    known, or is the input's dimension at its place (0), or is the only other one (``-1``). An ``If`` with a
-    constant condition becomes the nodes of the branch that runs. A ``Constant`` becomes an initializer.
+    A node whose inputs are all constant becomes a constant (of ``CastLike``'s second input only the type counts).
+    So does a node that computes on shapes, where shape inference knows every element of its result (``Shape``,
+    ``Size``, and what Gather, Concat, Mul … make of them, symbolic dimensions included). The target of a
+    ``Reshape`` becomes a constant where each element is known, or is the input's dimension at its place (0), or is
+    the only other one (``-1``; no run with zero elements is meant). An ``If`` with a constant condition becomes the
+    nodes of the branch that runs. A ``Constant`` becomes an initializer.
 
-    Never folded: random operators, quantization, and what lies in the body of a function and is shared by its
-    calls only through parameters. A result larger than ``limit_bytes`` is not materialized, unless it is a view
-    of a weight that it replaces; all results together add no more than ``limit_bytes`` to the model.
+    Never folded: random operators, quantization, and what depends on a parameter of the function around it. A
+    result larger than ``limit_bytes`` is not materialized, unless it is a view of a weight that it replaces; all
+    results together add no more than ``limit_bytes`` to the model.
 
     Exact: integers and shapes to the bit, floats up to the rounding of another kernel.
     Source: ONNX operators, as of the opset that the model imports; Shape-15 (``start``, ``end``), If-1, Reshape-14.
