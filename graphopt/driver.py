@@ -129,9 +129,8 @@ class Execution:
             self.entries[place].rolled_back = self.plan.skipped.get(place)
         if not active:
             return
-        hooks = plugins.manager().hook
         for _, step in active:
-            hooks.before_pass(step=step, model=self.model, context=self.context)
+            self._observe("before_pass", step=step, model=self.model, context=self.context)
         self.checker.before(self.model, self.context, [step for _, step in active])
         number = self.context.count
         self.context.progress(", ".join(step.name for _, step in active), active[0][0], len(self.passes))
@@ -144,7 +143,7 @@ class Execution:
             self.context.changed()
         for (place, step), report in zip(active, reports, strict=True):
             _add(self.entries[place], report)
-            hooks.after_pass(step=step, model=self.model, context=self.context, report=report)
+            self._observe("after_pass", step=step, model=self.model, context=self.context, report=report)
         if self.dump is not None and self.context.count != number:
             self._write_dump([step for _, step in active])
         self.checker.after(self.model, self.context, [step for _, step in active], reports)
@@ -171,6 +170,16 @@ class Execution:
             at = next((p for p, s in active if s.name == self.context.step), place)
             raise PassFailed(at, self.passes[at], error) from error
         return [report]
+
+    def _observe(self, hook: str, **given: object) -> None:
+        """Call every plugin's observer; one that raises is named in a remark, once, and the run goes on."""
+        for observer in getattr(plugins.manager().hook, hook).get_hookimpls():
+            try:
+                observer.function(*(given[name] for name in observer.argnames))
+            except Exception as error:  # a stranger's code
+                remark = f"{hook} of plugin {observer.plugin_name!r} raised {type(error).__name__}: {error}"
+                if remark not in self.context.remarks:
+                    self.context.remarks.append(remark)
 
     def _write_dump(self, steps: Sequence[Pass]) -> None:
         from .text import to_text

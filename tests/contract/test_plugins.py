@@ -350,3 +350,16 @@ def test_register_operators_extends_the_operator_table(offer: Callable[..., None
     plugins.unregister("stranger")
     assert not op_info(node).elementwise
     assert to_text(model)
+
+
+def test_an_observer_that_raises_is_named_and_the_run_goes_on(offer: Callable[..., None]) -> None:
+    @hookimpl
+    def before_pass(step: Pass) -> None:
+        raise RuntimeError(f"no eyes for {step.name}")
+
+    offer(before_pass=before_pass)
+    result = graphopt.optimize(from_text(CLIP), "fold-constants", strict=True)
+    (remark,) = result.report.remarks
+    assert remark.startswith("before_pass of plugin ")
+    assert remark.endswith(" raised RuntimeError: no eyes for fold-constants")
+    assert result.report.verified
