@@ -66,6 +66,12 @@ class Growth:
 
     def __init__(self, model: ir.Model, context: Context) -> None:
         self.bytes = 0
+        self._charged: dict[ir.Node, int] = {}
+
+    def charge(self, node: ir.Node, added: int) -> None:
+        """Count what folding ``node`` adds, once however often a fold is tried that a bisection leaves out."""
+        self.bytes += added - self._charged.get(node, 0)
+        self._charged[node] = added
 
 
 class FoldConstants(Rewrite):
@@ -143,7 +149,7 @@ class FoldConstants(Rewrite):
             raise Decline(_too_large(made, self.limit_bytes))
         if max(growth.bytes, 0) + made - freed > self.limit_bytes:
             raise Decline(f"the model would grow by more than limit_bytes, {self.limit_bytes}")
-        growth.bytes += made - freed
+        growth.charge(node, made - freed)
 
     def _from_shapes(self, node: ir.Node, tape: Tape) -> list[ir.Value | None] | None:
         """Fold a node on shapes, whose result inference knows although its inputs are no constants."""

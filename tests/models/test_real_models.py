@@ -17,13 +17,13 @@ from graphopt.invariants import problems
 NODES = {
     "efficientnet-lite0": 94,
     "minilm": 274,
-    "ppocr-rec": 315,
-    "ppocr-cls": 171,
+    "ppocr-rec": 271,
+    "ppocr-cls": 144,
     "resnet50": 122,
     "mobilenet-v3": 140,
     "vit-b16": 455,
     "bert-base": 523,
-    "gpt2": 607,
+    "gpt2": 523,
     "swin-t": 496,
 }
 """Nodes left by ``speed``, at most."""
@@ -56,7 +56,7 @@ def test_a_real_module_is_verified_after_speed(name: str, torch_source: Callable
     assert result.report.verified, result.report.verdict()
 
 
-def test_no_branch_of_silence_remains(model_path: Callable[[str], Path]) -> None:
+def test_every_batchnorm_that_stays_is_explained(model_path: Callable[[str], Path]) -> None:
     """Every node that batch normalization left in a convolution net is explained."""
     result = graphopt.optimize(model_path("densenet121"), "speed", verify=False)
     left = {n.outputs[0].name for n in all_nodes(result.model) if n.op_type == "BatchNormalization"}
