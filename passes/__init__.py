@@ -30,6 +30,7 @@ PASSES: dict[str, str] = {
     "inline_functions": "InlineFunctions",
     "fold_constants": "FoldConstants",
     "eliminate_no_ops": "EliminateNoOps",
+    "simplify_arithmetic": "SimplifyArithmetic",
     "unpack_sequences": "UnpackSequences",
     "merge_casts": "MergeCasts",
     "merge_concats": "MergeConcats",
