@@ -50,6 +50,7 @@ PASSES: dict[str, str] = {
     "fuse_linear.fuse_activation": "FuseActivation",
     "fuse_norms.fuse_layer_norm": "FuseLayerNorm",
     "fuse_norms.fuse_skip_layer_norm": "FuseSkipLayerNorm",
+    "raise_opset": "RaiseOpset",
     "fuse_attention": "FuseAttention",
     "eliminate_common": "EliminateCommon",
     "deduplicate_constants": "DeduplicateConstants",

@@ -12,7 +12,8 @@ from graphopt import Decline, Rewrite, Tape
 from graphopt.query import describe, is_op
 
 from .bias import Bias
-from .heads import Heads
+from .heads import Heads, ungrouped
+from .layout import HEADS
 from .operands import Rows
 from .scores import Reader, Scores, check_softmax, softmax_of
 
@@ -40,8 +41,12 @@ class FuseAttention(Rewrite):
     is put on the result instead, which is 0 for those queries either way. Exact up to rounding wherever ``q``, ``k``,
     ``v`` and the scores before the bias are finite.
 
-    The operator is ``com.microsoft::MultiHeadAttention`` where the target has it, or ONNX's ``Attention``. Not
-    ``GroupQueryAttention``, which is causal in any case: heads that share keys and values read repeated ones.
+    The operator is ``com.microsoft::MultiHeadAttention`` where the target has it, or ONNX's ``Attention``. Of keys and
+    values that heads share, repeated by ``Reshape(Expand(Unsqueeze(k)))``, the latter takes each once, the former the
+    repeated ones. Not ``GroupQueryAttention``, which is causal in any case and wants lengths instead of a mask.
+
+    onnxruntime's ``Attention`` gives 0 where all of a mask is the lowest number there is, the average of the values
+    where it is the next one: masks that may hold the lowest are kept off it.
     Source: onnxruntime ContribOperators, MultiHeadAttention-1 and its kernel for CPUs (rows without keys give what is
     not a number, biases do not broadcast along rows and keys); ONNX Attention-23 and 24.
     """
@@ -104,6 +109,8 @@ def _check_unused(softmax: ir.Node, tape: Tape) -> None:
 def _attention(tape: Tape, rows: Rows, heads: Heads, scores: Scores, domain: str, guarded: bool) -> ir.Value:
     """Record the operator; its result is of shape (batch, rows, heads * width)."""
     q, k, v = heads.operands()
+    if domain != MICROSOFT:
+        k, v = ungrouped(k, v)
     if domain == MICROSOFT and k.by_tokens is None and k.by_heads and v.by_heads and heads.one_width:
         k_view, key_dim = k.by_heads, 2
         key, value = k_view.value, v.by_heads.value
@@ -122,9 +129,12 @@ def _attention(tape: Tape, rows: Rows, heads: Heads, scores: Scores, domain: str
         attributes = {"num_heads": heads.heads.number, "scale": scale}
         y = tape.op("MultiHeadAttention", operands, attributes, domain=MICROSOFT)
     elif finite or guarded:
+        if scale < 0:
+            raise Decline(f"its scale is {scale:g}, and the kernel takes what is above 0")
+        total = bias.above_lowest(scores, total) if finite else total
         operands = [query, key, value, *([total] if total is not None else [])]
-        count = heads.heads.number
-        y = tape.op("Attention", operands, {"q_num_heads": count, "kv_num_heads": count, "scale": scale})
+        counts = {"q_num_heads": heads.heads.number, "kv_num_heads": k.axes[HEADS].number}
+        y = tape.op("Attention", operands, {**counts, "scale": scale})
     else:
         raise Decline("queries without keys give what is not a number here, and 0 in Attention")
     if guarded and not finite:

@@ -57,15 +57,29 @@ class Bias:
 
     def finite(self, scores: Scores) -> bool:
         """Return whether no run makes the sum infinite or not a number."""
+        total = self._bound(scores)  # a little more rounds to the largest number
+        return total is not None and total <= FINITE.get(self.dtype, 0.0) * (1 + 2.0**-26)
+
+    def _bound(self, scores: Scores) -> float | None:
         total = 0.0
         for term in scores.terms:
             largest = abs(term.filler) if term.kept_where is not None else bound(term.value)
             if largest is None:
-                return False
+                return None
             total += largest if term.kept_where is not None else largest * abs(term.factor)
-        return total <= FINITE.get(self.dtype, 0.0) * (
-            1 + 2.0**-26
-        )  # a little more rounds to the largest number
+        return total
+
+    def above_lowest(self, scores: Scores, total: ir.Value | None) -> ir.Value | None:
+        """Keep a finite sum off the lowest number, which onnxruntime's ``Attention`` takes for -inf.
+
+        A query that sees no key averages the values where the mask is any number, and gives 0 where it is that one.
+        """
+        largest, number = self._bound(scores), FINITE.get(self.dtype)
+        if total is None or largest is None or number is None or largest < number * (1 - 2.0**-10):
+            return total
+        kind = self.dtype.numpy()
+        least = np.nextafter(np.array(-number, kind), np.array(0, kind))
+        return self.tape.op("Max", [total, self.tape.constant(least, "lowest")])
 
     def _is_windowed(self, term: Term) -> bool:
         """Return whether ``batch`` takes several dimensions of the scores where ``term`` is added."""

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphopt import Decline
 from graphopt.query import is_op, rank
 
-from .layout import BATCH, HEADS, KEYS, PACKED, ROWS, WIDTH, Axes, Groups, Size, scaled, sizes_of
+from .layout import BATCH, HEADS, KEYS, PACKED, ROWS, WIDTH, Axes, Groups, Size, View, scaled, sizes_of
 from .operands import Operand
 
 
@@ -100,6 +100,46 @@ class Heads:
     def _groups(self, *last: str) -> Groups:
         lead: Groups = ((BATCH,), (HEADS,)) if rank(self.q) == 4 else ((BATCH, HEADS),)
         return (*lead, *((name,) for name in last))
+
+
+def ungrouped(k: Operand, v: Operand) -> tuple[Operand, Operand]:
+    """Return keys and values before their heads were repeated, where both are, each head as often."""
+    keys, values = _unrepeated(k), _unrepeated(v)
+    if keys is None or values is None or keys.axes[HEADS] != values.axes[HEADS]:
+        return k, v
+    return keys, values
+
+
+def _unrepeated(operand: Operand) -> Operand | None:
+    """Return ``x`` of ``Reshape(Expand(Unsqueeze(x)))`` that puts copies of a head beside it."""
+    view, axes = operand.by_heads, operand.axes
+    if view is None:
+        return None
+    reshape = view.value.producer()
+    expand = _feeding(reshape, "Reshape")
+    unsqueeze = _feeding(expand, "Expand")
+    x = unsqueeze.inputs[0] if is_op(unsqueeze, "Unsqueeze", "Reshape") and unsqueeze is not None else None
+    if expand is None or unsqueeze is None or x is None:
+        return None
+    shapes = [value.shape for value in (expand.outputs[0], unsqueeze.outputs[0], x)]
+    after, before, source = ([Size.of(dim) for dim in shape or ()] for shape in shapes)
+    batch, heads, rows, width = (axes[name] for name in (BATCH, HEADS, ROWS, WIDTH))
+    if len(after) != 5 or len(source) != 4 or source[1] is None or source[1].symbols:
+        return None
+    groups, repeats = source[1], after[2]
+    if repeats is None or groups * repeats != heads or source != [batch, groups, rows, width]:
+        return None
+    if before != [batch, groups, Size(), rows, width] or after != [batch, groups, repeats, rows, width]:
+        return None
+    fewer = Axes({**axes.sizes, HEADS: groups})
+    order = fewer.groups((BATCH,), (HEADS,), (ROWS,), (WIDTH,))
+    return Operand(fewer, list(fewer.path(View(x, order, view.factor)))).unless_packed()
+
+
+def _feeding(node: ir.Node | None, op_type: str) -> ir.Node | None:
+    """Return the node that makes the first input of ``node``, if that is an ``op_type``."""
+    source = node.inputs[0] if node is not None and is_op(node, op_type) else None
+    return source.producer() if source is not None else None
 
 
 def _split(q: ir.Value, lead: Size) -> tuple[Size, Size]:
