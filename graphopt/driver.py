@@ -13,6 +13,7 @@ from .analysis.shapes import Shapes
 from .context import Context
 from .errors import PassError, UnavailableError, UsageError
 from .interfaces import Effect, Level, Pass, PassReport
+from .model.cloning import collector_paused
 from .pipeline import Fixpoint, Pipeline, Preset, Step
 from .query import all_graphs
 from .report import PassEntry
@@ -153,9 +154,9 @@ class Execution:
         self.context.step = step.name
         try:
             if len(active) > 1:
-                return run_together(
-                    [s for _, s in active if isinstance(s, Rewrite)], self.model, self.context
-                )
+                rewrites = [s for _, s in active if isinstance(s, Rewrite)]
+                with collector_paused():
+                    return run_together(rewrites, self.model, self.context)
             report = step.run(self.model, self.context)
             if step.effect is Effect.LOSSY and report.reference is None and report.applied:
                 raise PassError(

@@ -44,7 +44,8 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
         return cast("ir.TensorProtocol", held.value)
     if "sparse_value" in producer.attributes or not producer.attributes:
         return None
-    return ir.convenience.get_const_tensor(value)
+    value.const_value = ir.convenience.get_const_tensor(value)  # remembered: it is asked for many times
+    return value.const_value
 
 
 def constant(value: ir.Value | None) -> np.ndarray[Any, Any]:

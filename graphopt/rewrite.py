@@ -33,6 +33,10 @@ class Tape(ir.tape.Tape):
         super().__init__()
         self.anchor = anchor
         self.context = context
+        self.waits = False
+        """Whether the anchor is left to its reader, so that no other rewrite need look at it now."""
+        self.again: list[ir.Node] = []
+        """Nodes to look at again though nothing is rewritten."""
 
     @property
     def opset(self) -> int:
@@ -51,9 +55,13 @@ class Tape(ir.tape.Tape):
 
         ``dtype`` is needed only for types that numpy does not tell apart (strings, sub-byte integers).
         """
-        return self.initializer(
-            ir.tensor(np.ascontiguousarray(array).reshape(np.shape(array)), dtype=dtype), name=stem
+        whole = np.ascontiguousarray(array).reshape(np.shape(array))
+        tensor = (
+            ir.Tensor(whole)
+            if dtype is None and whole.dtype.kind in "fiub"
+            else ir.tensor(whole, dtype=dtype)
         )
+        return self.initializer(tensor, name=stem)
 
     def initializer(self, tensor: ir.TensorProtocol, name: str | None = None) -> ir.Value:
         """Record a constant that holds ``tensor``: an initializer, or in a function's body a Constant node."""
@@ -76,6 +84,15 @@ class Tape(ir.tape.Tape):
     def adopt(self, node: ir.Node) -> None:
         """Record a node that was made elsewhere and stands in no graph."""
         self._nodes.append(node)
+
+    def wait(self) -> None:
+        """Leave the anchor to its reader: nothing is rewritten, and no other rewrite looks at it before."""
+        self.waits = True
+
+    def revisit(self, node: ir.Node | None) -> None:
+        """Have ``node``, which waited for what becomes of the anchor, looked at again where nothing is rewritten."""
+        if node is not None:
+            self.again.append(node)
 
     def discard(self) -> None:
         """Take back what was recorded, so that no value counts it as a use."""
@@ -182,12 +199,14 @@ class _Worklist:
         try:
             new = rewrite.replace(node, tape)
             if new is None:
-                return False
+                self._enqueue(tape.again)
+                return tape.waits
             outputs = _outputs(rewrite, node, new)
             outputs = respect_interface(node, outputs, tape)
         except Decline as reason:
             tape.discard()
             self.declined[i, node] = Declined(place(node), node.op_type, str(reason))
+            self._enqueue(tape.again)
             return False
         if not self.context.admit(report, node):
             tape.discard()
@@ -204,6 +223,8 @@ class _Worklist:
         return True
 
     def _enqueue(self, touched: list[ir.Node]) -> None:
+        if not touched:
+            return
         self.shapes.touched(touched)
         for node in reversed(list(dict.fromkeys(touched))):
             if node.graph is not None and node not in self.queued:

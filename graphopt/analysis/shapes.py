@@ -141,7 +141,7 @@ class Shapes:
         if any(attr.is_ref() for attr in node.attributes.values()):
             return known(node)
         for value in node.inputs:
-            if value is not None and value.shape is not None:
+            if value is not None and value.shape is not None and _has_unnamed(value.shape):
                 context.name_anonymous_dims(value)
         try:
             if not keeps_sizes(context, node):
@@ -257,6 +257,14 @@ def _squeezes_the_unknown(node: ir.Node) -> bool:
 def known(node: ir.Node) -> bool:
     """Return whether type and shape of all outputs are known, and each size has a name or is a number."""
     return all(
-        value.type is not None and value.shape is not None and not value.shape.has_unknown_dim()
+        value.type is not None and value.shape is not None and not _has_unnamed(value.shape)
         for value in node.outputs
     )
+
+
+def _has_unnamed(shape: ir.Shape) -> bool:
+    """Return whether a size is unknown, as ``shape.has_unknown_dim`` does by comparisons that take longer."""
+    for dim in shape:  # noqa: SIM110  (asked of each value many times: no generator)
+        if type(dim) is not int and dim.value is None:
+            return True
+    return False

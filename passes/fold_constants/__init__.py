@@ -13,6 +13,7 @@ from graphopt import Decline, Rewrite, Tape, is_random
 from graphopt.query import attribute, constant_tensor, has_subgraphs, opset, same_dim, scalar
 
 from .branches import inline_branch
+from .cone import Waiting
 from .kernels import compute
 
 if TYPE_CHECKING:
@@ -102,13 +103,22 @@ class FoldConstants(Rewrite):
             return None
         if node.op_type == "Identity" and node.outputs[0].is_graph_output():
             return None
-        if node.op_type == "Constant":
-            return _lift(node, tape)
         if node.op_type == "If":
             return _known_branch(node, tape)
-        arrays = _constants(node)
-        if arrays is None:
-            return self._from_shapes(node, tape)
+        waiting = tape.context.analysis(Waiting)
+        if node.op_type == "Constant":
+            return None if waiting.waits(node, tape) else _lift(node, tape)
+        try:
+            if not _is_constant(node, waiting):
+                waiting.release(node, tape)
+                return self._from_shapes(node, tape)
+            return self._fold(node, waiting, tape)
+        except Decline:
+            waiting.release(node, tape)
+            raise
+
+    def _fold(self, node: ir.Node, waiting: Waiting, tape: Tape) -> list[ir.Value | None] | None:
+        """Fold a node whose inputs are constant, or leave it to its only reader."""
         if is_random(node):
             raise Decline("it is random")
         if node.op_type in QUANTIZATION:
@@ -117,32 +127,53 @@ class FoldConstants(Rewrite):
             raise Decline("it has a graph, or an attribute that a function's caller gives")
         if opset(node) < 7 and (attribute(node, "broadcast", 0) or "consumed_inputs" in node.attributes):
             raise Decline(f"its opset {opset(node)} broadcasts by an attribute")
-        self._affordable(node, tape)
-        outputs = compute(node, [None if tensor is None else tensor.numpy() for tensor in arrays])
-        self._account(node, tape, sum(array.nbytes for array in outputs))
+        if waiting.waits(node, tape):
+            return None
+        outputs = self._compute(node, waiting, tape)
+        self._account(node, waiting, tape, sum(array.nbytes for array in outputs))
         return [
             _initializer(tape, array, value) if value.uses() or value.is_graph_output() else None
             for array, value in zip(outputs, node.outputs, strict=True)
         ]
 
-    def _affordable(self, node: ir.Node, tape: Tape) -> None:
-        """Decline before anything is computed where the declared shapes tell that it is too large."""
-        if node.op_type in VIEWS:
+    def _compute(self, node: ir.Node, waiting: Waiting, tape: Tape) -> list[Any]:
+        """Return the outputs of ``node`` as arrays, computing first what waits for it."""
+        inputs = [self._array(i, value, node, waiting, tape) for i, value in enumerate(node.inputs)]
+        self._affordable(node, inputs, waiting, tape)
+        return compute(node, inputs)
+
+    def _array(self, i: int, value: ir.Value | None, node: ir.Node, waiting: Waiting, tape: Tape) -> Any:
+        """Return input ``i`` of ``node``; of the second input of ``CastLike`` only the type is read."""
+        if value is None:
+            return None
+        tensor = constant_tensor(value)
+        if tensor is not None:
+            return tensor.numpy()
+        producer = value.producer()
+        if value in waiting and producer is not None:
+            (array,) = self._compute(producer, waiting, tape)
+            if array.nbytes > self.limit_bytes and producer.op_type not in VIEWS:
+                raise Decline(_too_large(array.nbytes, self.limit_bytes))
+            return array
+        assert value.dtype is not None
+        return np.empty(0, value.dtype.numpy())
+
+    def _affordable(self, node: ir.Node, inputs: list[Any], waiting: Waiting, tape: Tape) -> None:
+        """Decline before anything is computed where the inputs, or the declared shapes, tell that it is too large."""
+        if node.op_type in VIEWS or _at_most_bytes(node, inputs) <= self.limit_bytes:
             return
-        if node.op_type not in SIZED and _outer_bytes(node) <= self.limit_bytes:
-            return
-        tape.shapes().infer(node)
+        waiting.infer(node, tape)
         expected = sum(_expected_bytes(value, node) for value in node.outputs)
         if expected > self.limit_bytes:
             raise Decline(_too_large(expected, self.limit_bytes))
 
-    def _account(self, node: ir.Node, tape: Tape, made: int) -> None:
+    def _account(self, node: ir.Node, waiting: Waiting, tape: Tape, made: int) -> None:
         """Add ``made`` bytes to the model's growth, less those of constants that nothing else reads.
 
         Raises:
             Decline: the model would grow too much.
         """
-        inputs = {value for value in node.inputs if value is not None}
+        inputs = set(waiting.leaves(node))
         freed = sum(t.nbytes for v in inputs if len(v.uses()) == 1 and (t := constant_tensor(v)) is not None)
         growth = tape.context.analysis(Growth)
         if made > self.limit_bytes and not (node.op_type in VIEWS and made <= freed):
@@ -194,20 +225,16 @@ def _known_branch(node: ir.Node, tape: Tape) -> list[ir.Value | None]:
     return inline_branch(node, "then_branch" if condition else "else_branch", tape)
 
 
-def _constants(node: ir.Node) -> list[ir.TensorProtocol | None] | None:
-    """Return the tensors that ``node`` reads, ``None`` where one of them is not constant or there are none.
-
-    Of the second input of ``CastLike`` only the type is read.
-    """
-    tensors: list[ir.TensorProtocol | None] = []
+def _is_constant(node: ir.Node, waiting: Waiting) -> bool:
+    """Return whether every run gives ``node`` the same inputs; of ``CastLike``'s second one the type is enough."""
+    found = False
     for i, value in enumerate(node.inputs):
-        tensor = constant_tensor(value)
-        if tensor is None and value is not None and i == 1 and node.op_type == "CastLike" and value.dtype:
-            tensor = ir.tensor([], dtype=value.dtype)
-        if tensor is None and value is not None:
-            return None
-        tensors.append(tensor)
-    return tensors if any(tensor is not None for tensor in tensors) else None
+        if value is None or (i == 1 and node.op_type == "CastLike" and value.dtype):
+            continue
+        if value not in waiting and constant_tensor(value) is None:
+            return False
+        found = True
+    return found
 
 
 def _constant_target(node: ir.Node, tape: Tape) -> list[ir.Value | None] | None:
@@ -263,10 +290,15 @@ def _guess(node: ir.Node) -> int:
     return max((t.nbytes for v in node.inputs if (t := constant_tensor(v)) is not None), default=0)
 
 
-def _outer_bytes(node: ir.Node) -> int:
-    """Return the bytes of the outer product of all inputs, which bounds what an operator makes of them."""
-    sizes = [tensor.size for value in node.inputs if (tensor := constant_tensor(value)) is not None]
-    return 8 * math.prod(max(size, 1) for size in sizes)
+def _at_most_bytes(node: ir.Node, inputs: list[Any]) -> float:
+    """Return how many bytes ``node`` makes of ``inputs`` at most: of most operators, their outer product."""
+    if node.op_type in SIZED and node.op_type != "Expand":
+        return math.inf
+    sizes: list[int] = [x.size for x in inputs if x is not None]
+    width: int = 8
+    if node.op_type == "Expand":
+        sizes, width = [inputs[0].size, *inputs[1].tolist()], inputs[0].itemsize
+    return width * math.prod(max(size, 1) for size in sizes)
 
 
 def _too_large(nbytes: int, limit: int) -> str:

@@ -77,3 +77,54 @@ def test_a_folded_gather_of_slices_is_what_onnxruntime_takes(
     feeds = {"x": np.array([7])}
     want, got = (sessions.run(sessions.create(m, optimize="none"), feeds)["y"] for m in (model, folded))
     np.testing.assert_array_equal(got, want)
+
+
+def _applied(text: str, options: str = "") -> tuple[graphopt.Result, list[str]]:
+    result = graphopt.optimize(from_text(text), f"fold-constants{options}", strict=True)
+    (entry,) = result.report.passes
+    return result, [applied.where for applied in entry.applied]
+
+
+def test_a_chain_of_constant_nodes_is_one_rewrite() -> None:
+    result, applied = _applied("""<ir_version: 10, opset_import: ["" : 20]>
+        main (float[2] x) => (float[2] y)
+        {
+           a = Constant <value_floats = [1.0, 2.0]> () s = Shape (a) z = Constant <value_float = 3.0> ()
+           e = Expand (z, s) c = Add (e, a) y = Mul (x, c)
+        }""")
+    assert applied == ["a", "c"], "a has two readers"
+    assert [node.op_type for node in result.model.graph] == ["Mul"]
+    assert result.model.graph.initializers["c"].const_value.numpy().tolist() == [4.0, 5.0]
+
+
+def test_what_waited_for_a_node_that_is_too_large_is_folded_after_all() -> None:
+    result, applied = _applied(
+        """<ir_version: 10, opset_import: ["" : 20]>
+        main (float[4] x) => (float[4] y)
+        <int64[2] two = {2, 2}, int64[1] zero = {0}>
+        {
+           one = Constant <value_float = 1.0> () m = Neg (one)
+           n = ReduceProd <keepdims = 0> (two) k = Unsqueeze (n, zero)
+           e = Expand (m, k) y = Mul (x, e)
+        }""",
+        "{limit_bytes=12}",
+    )
+    assert applied == ["m", "k"]
+    assert [node.op_type for node in result.model.graph] == ["Expand", "Mul"]
+    (declined,) = result.report.passes[0].declined
+    assert (declined.where, declined.reason) == ("e", "its result has 16 bytes, more than limit_bytes, 12")
+
+
+def test_a_long_chain_is_folded_in_parts() -> None:
+    links = " ".join(f"v{i + 1} = Neg (v{i})" for i in range(200))
+    result, applied = _applied(f"""<ir_version: 10, opset_import: ["" : 20]>
+        main (float x) => (float y) <float v0 = {{1.5}}> {{ {links} y = Mul (x, v200) }}""")
+    assert applied == ["v65", "v130", "v195", "v200"]
+    assert result.model.graph.initializers["v200"].const_value.numpy() == 1.5
+
+
+def test_a_bisection_leaves_out_a_whole_cone() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+        main (float x) => (float y) <float v0 = {1.5}> { a = Neg (v0) b = Exp (a) c = Neg (b) y = Mul (x, c) }"""
+    kept = graphopt.optimize(from_text(text), "fold-constants", bisect_limit=0).model
+    assert [node.op_type for node in kept.graph] == ["Neg", "Exp", "Neg", "Mul"]
