@@ -48,6 +48,7 @@ PASSES: dict[str, str] = {
     "fuse_linear.fuse_matmul": "FuseMatmul",
     "fuse_linear.fuse_matmul_add": "FuseMatmulAdd",
     "fuse_linear.fuse_activation": "FuseActivation",
+    "fuse_linear.fuse_affine": "FuseAffine",
     "fuse_norms.fuse_layer_norm": "FuseLayerNorm",
     "fuse_norms.fuse_skip_layer_norm": "FuseSkipLayerNorm",
     "raise_opset": "RaiseOpset",

@@ -33,9 +33,22 @@ def make(text: str):
     return step
 
 
-@pytest.mark.parametrize("name", ["simplify-arithmetic"])
-def test_it_conforms(name: str) -> None:
-    conformance(make(name), [CHAIN])
+AFFINE = """
+<ir_version: 10, opset_import: ["" : 20]>
+main (float[1,16,2,2] x, float[16,16,1,1] v) => (float[1,16,2,2] y)
+<float two = {2}>
+{
+    c = Conv (x, v)
+    m = Mul (c, two)
+    a = Add (two, m)
+    y = Conv (a, v)
+}
+"""
+
+
+@pytest.mark.parametrize(("name", "text"), [("simplify-arithmetic", CHAIN), ("fuse-affine", AFFINE)])
+def test_it_conforms(name: str, text: str) -> None:
+    conformance(make(name), [text])
 
 
 OPERATORS = {
