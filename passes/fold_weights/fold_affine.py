@@ -18,24 +18,25 @@ from graphopt.query import (
 
 from .layer import LAYERS, Affine, Array, Layer, check_same_graph, is_fed_by
 
-ARITHMETIC = ("Mul", "Div", "Add", "Sub")
+ARITHMETIC = ("Mul", "Div", "Add", "Sub", "Neg")
 
 
 class FoldAffine(Rewrite):
     """Replace ``layer(x) * c``, ``/ c``, ``+ c``, ``- c``, ``c - layer(x)`` and ``layer(x * c)`` … by ``layer'(x)``.
 
-    Each is ``k * x + t``, with one number in all or one for each channel of the layer::
+    Each is ``k * x + t``, and so is ``-x``, with one number in all or one for each channel of the layer::
 
         x * c:  k = c,      t = 0      x + c:  k = 1,  t = c
         x / c:  k = 1 / c,  t = 0      x - c:  k = 1,  t = -c      c - x:  k = -1,  t = c
+        -x:     k = -1,     t = 0
 
     Behind Conv, ConvTranspose, Gemm or MatMul, k scales the weights of each output channel, and the bias becomes
     ``k * b + t``. Before one of them, k scales the weights of each input channel, and the bias gains the sum of
     ``w * t``; that needs a convolution without padding, because zeros beside the input are not shifted. MatMul has
     no bias and takes factors only. Where Gemm's weights cannot take one number for all, its alpha and beta do.
 
-    Exact up to rounding: computed in float64, rounded once. **Source:** ONNX Mul-14, Div-14, Add-14, Sub-14; below
-    opset 7, broadcast and axis say how the second operand lies against the first.
+    Exact up to rounding: computed in float64, rounded once. **Source:** ONNX Mul-14, Div-14, Add-14, Sub-14, Neg-13;
+    below opset 7, broadcast and axis say how the second operand lies against the first.
     """
 
     anchor = (*ARITHMETIC, *LAYERS)
@@ -64,12 +65,17 @@ def fold_before(node: ir.Node, tape: Tape) -> ir.Value | None:
     check_same_graph(sole_producer(layer.x, *ARITHMETIC), node)
     affine = affine_of(arithmetic, x, c, layer)
     if not layer.takes(x, affine):
-        raise Decline(f"{c.name} may change the shape of {x.name}")
+        raise Decline(f"{c.name if c is not None else x.name} may change the shape of {x.name}")
     return layer.before(affine, x, tape)
 
 
-def operands(node: ir.Node) -> tuple[ir.Value | None, ir.Value]:
-    """Return the operand that varies and the constant one; no first where not exactly one is constant."""
+def operands(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
+    """Return the operand that varies and the constant one; no first where not exactly one is constant.
+
+    Neg has none that is constant.
+    """
+    if is_op(node, "Neg"):
+        return node.inputs[0], None
     a, b = node.inputs
     assert a is not None and b is not None, "both operands of arithmetic are there"
     if is_constant(a) == is_constant(b):
@@ -77,8 +83,10 @@ def operands(node: ir.Node) -> tuple[ir.Value | None, ir.Value]:
     return (b, a) if is_constant(a) else (a, b)
 
 
-def affine_of(node: ir.Node, x: ir.Value, c: ir.Value, layer: Layer) -> Affine:
+def affine_of(node: ir.Node, x: ir.Value, c: ir.Value | None, layer: Layer) -> Affine:
     """Return what ``node`` does to ``x`` before or behind ``layer``: ``k * x + t``."""
+    if c is None:
+        return Affine(-np.ones(()), np.zeros(()))
     tensor = constant_tensor(c)
     assert tensor is not None, "operands() found it constant"
     if not tensor.dtype.is_floating_point():
