@@ -29,6 +29,7 @@ def register_presets() -> Mapping[str, str]:
 PASSES: dict[str, str] = {
     "inline_functions": "InlineFunctions",
     "fold_constants": "FoldConstants",
+    "simplify_branches": "SimplifyBranches",
     "eliminate_no_ops": "EliminateNoOps",
     "simplify_arithmetic": "SimplifyArithmetic",
     "unpack_sequences": "UnpackSequences",
