@@ -56,13 +56,23 @@ class Checker:
     ) -> None:
         """Check what must be checked right after ``steps`` ran."""
         self._last = steps[-1].name
-        reference = next((report.reference for report in reports if report.reference is not None), None)
-        if reference is not None and self.original is not None and context.count > self._checked:
-            self.baseline, self.against = self.original.on(reference), f"reference of {self._last}"
-            self._check(model, context, self._last)
+        lossy = [report for report in reports if report.reference is not None or report.restored is not None]
+        if lossy and self.original is not None and context.count > self._checked:
+            self._prove(lossy[0], model, context)
             self.baseline, self.against = self.original.on(model), f"result of {self._last}"
         elif self.when == "each" and context.count > self._checked:
             self._check(model, context, self._last)
+
+    def _prove(self, report: PassReport, model: ir.Model, context: Context) -> None:
+        """Check a lossy pass: its result against the reference, or its result without the loss against its input."""
+        if report.restored is not None:
+            self._check(report.restored, context, f"{self._last} without its loss")
+        if report.reference is not None:
+            assert self.original is not None
+            self.baseline, self.against = self.original.on(report.reference), f"reference of {self._last}"
+            self._check(model, context, self._last)
+        elif (reason := self._broken(model)) is not None:
+            raise Mismatch(self._last, reason, self._checked, context.count)
 
     def end(self, model: ir.Model, context: Context, entries: Sequence[PassEntry]) -> None:
         """Check the result."""

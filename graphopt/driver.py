@@ -158,10 +158,10 @@ class Execution:
                 with collector_paused():
                     return run_together(rewrites, self.model, self.context)
             report = step.run(self.model, self.context)
-            if step.effect is Effect.LOSSY and report.reference is None and report.applied:
+            if step.effect is Effect.LOSSY and report.applied and not (report.reference or report.restored):
                 raise PassError(
-                    f"{step.name}: it is lossy and its report has no reference; "
-                    f"return PassReport(reference=…), the model that its result must equal"
+                    f"{step.name}: it is lossy and its report has no reference; return PassReport(reference=…), "
+                    f"the model that its result must equal, or restored=…, its result without the loss"
                 )
         except (UsageError, UnavailableError):
             raise

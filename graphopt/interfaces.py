@@ -66,6 +66,9 @@ class PassReport:
     declined: list[Declined] = field(default_factory=list)
     reference: ir.Model | None = None
     """For a lossy pass: the model that its result must equal up to rounding."""
+    restored: ir.Model | None = None
+    """For a lossy pass whose loss can be taken out again (the Q/DQ pairs that it put in): its result without it,
+    which must equal up to rounding what the pass was given. Either this or ``reference``."""
     notes: list[str] = field(default_factory=list)
     milliseconds: float = 0.0
     """Time spent; the driver fills it in."""

@@ -79,6 +79,25 @@ class Halve(Pass):
         return report
 
 
+class Round(Pass):
+    """Round behind every Abs, which can be taken out again: rightly, or with the Abs."""
+
+    effect: ClassVar[Effect] = Effect.LOSSY
+    honest: bool = True
+
+    def run(self, model: ir.Model, context: Context) -> PassReport:
+        from graphopt.model import clone
+
+        report, restored = PassReport(), clone(model)
+        for node in list(model.graph):
+            if node.op_type == "Abs" and context.admit(report, node):
+                node.op_type = "Ceil"
+        if not self.honest:
+            [node for node in restored.graph if node.op_type == "Abs"][-1].op_type = "Neg"
+        report.restored = restored
+        return report
+
+
 def optimize(model: ir.Model, steps: Any, folder: Path, **options: Any) -> graphopt.Result:
     return graphopt.optimize(model, steps, reproducers=folder / "reproducers", **options)
 
@@ -185,6 +204,21 @@ def test_a_lossy_pass_is_proved_against_its_reference(tmp_path: Path) -> None:
 def test_a_lossy_pass_whose_reference_is_wrong_is_caught(tmp_path: Path) -> None:
     result = optimize(chain(2), [Halve(honest=False)], tmp_path)
     assert {blame.pass_name for blame in result.report.blamed} == {"halve"}
+    assert operators(result.model) == operators(chain(2))
+
+
+def test_a_loss_that_can_be_taken_out_is_proved_without_it(tmp_path: Path) -> None:
+    result = optimize(chain(2), [Round()], tmp_path)
+    assert [check.after for check in result.report.checks if check.against == "original"] == [
+        "round without its loss"
+    ]
+    assert result.report.verified
+    assert "Ceil" in operators(result.model)
+
+
+def test_a_loss_that_was_not_all_is_caught(tmp_path: Path) -> None:
+    result = optimize(chain(2), [Round(honest=False)], tmp_path)
+    assert {blame.pass_name for blame in result.report.blamed} == {"round"}
     assert operators(result.model) == operators(chain(2))
 
 
