@@ -93,7 +93,7 @@ class Round(Pass):
             if node.op_type == "Abs" and context.admit(report, node):
                 node.op_type = "Ceil"
         if not self.honest:
-            [node for node in restored.graph if node.op_type == "Abs"][-1].op_type = "Neg"
+            [node for node in restored.graph if node.op_type == "Abs"][-1].op_type = "Floor"
         report.restored = restored
         return report
 
