@@ -66,7 +66,7 @@ class Checker:
     def _prove(self, report: PassReport, model: ir.Model, context: Context) -> None:
         """Check a lossy pass: its result against the reference, or its result without the loss against its input."""
         if report.restored is not None:
-            self._check(report.restored, context, f"{self._last} without its loss")
+            self._check(report.restored, context, self._last, f"{self.against}, without the loss")
         if report.reference is not None:
             assert self.original is not None
             self.baseline, self.against = self.original.on(report.reference), f"reference of {self._last}"
@@ -79,8 +79,8 @@ class Checker:
         if context.count > self._checked or not self.entries:
             self._check(model, context, self._last)
 
-    def _check(self, model: ir.Model, context: Context, after: str) -> None:
-        reason = self._broken(model) or self._different(model, after)
+    def _check(self, model: ir.Model, context: Context, after: str, against: str = "") -> None:
+        reason = self._broken(model) or self._different(model, after, against or self.against)
         if reason is not None:
             raise Mismatch(after, reason, self._checked, context.count)
         self._checked = context.count
@@ -89,7 +89,7 @@ class Checker:
         problems = invariants.problems(model)
         return f"the graph is broken: {problems[0]}" if problems else None
 
-    def _different(self, model: ir.Model, after: str) -> str | None:
+    def _different(self, model: ir.Model, after: str, against: str) -> str | None:
         if self.baseline is None:
             return None
         try:
@@ -97,7 +97,7 @@ class Checker:
         except ModelError as error:
             return f"the runtime refuses the result: {error}"
         worst = max((output.max_rel for output in comparison.outputs), default=0.0)
-        self.entries.append(CheckEntry(after, self.against, comparison.ok, comparison.text(), worst))
+        self.entries.append(CheckEntry(after, against, comparison.ok, comparison.text(), worst))
         return None if comparison.ok else comparison.text()
 
 

@@ -265,6 +265,6 @@ def known(node: ir.Node) -> bool:
 def _has_unnamed(shape: ir.Shape) -> bool:
     """Return whether a size is unknown, as ``shape.has_unknown_dim`` does by comparisons that take longer."""
     for dim in shape:  # noqa: SIM110  (asked of each value many times: no generator)
-        if type(dim) is not int and dim.value is None:
+        if not isinstance(dim, int) and dim.value is None:
             return True
     return False
