@@ -32,6 +32,8 @@ PASSES: dict[str, str] = {
     "simplify_branches": "SimplifyBranches",
     "eliminate_no_ops": "EliminateNoOps",
     "simplify_arithmetic": "SimplifyArithmetic",
+    "simplify_logic": "SimplifyLogic",
+    "eliminate_expands": "EliminateExpands",
     "unpack_sequences": "UnpackSequences",
     "merge_casts": "MergeCasts",
     "merge_concats": "MergeConcats",

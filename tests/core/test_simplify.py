@@ -46,7 +46,43 @@ main (float[1,16,2,2] x, float[16,16,1,1] v) => (float[1,16,2,2] y)
 """
 
 
-@pytest.mark.parametrize(("name", "text"), [("simplify-arithmetic", CHAIN), ("fuse-affine", AFFINE)])
+LOGIC = """
+<ir_version: 10, opset_import: ["" : 20]>
+main (bool[N,1] c, bool[N,3] d, int64[N,3] i, float[N,3] x, float[N,3] y) => (float[N,3] z, bool[N,3] w)
+<float one = {1}, float low = {-100}, int64 two = {2}>
+{
+    m = Cast <to = 1> (c)
+    n = Sub (one, m)
+    o = Mul (n, low)
+    p = Add (x, o)
+    q = Not (d)
+    z = Where (q, p, y)
+    r = Less (i, two)
+    w = Not (r)
+}
+"""
+EXPAND = """
+<ir_version: 10, opset_import: ["" : 20]>
+main (bool[N,1] c, float[N,1] x, float[N,3] y) => (float[N,3] z, float[N,3] w)
+{
+    s = Shape (y)
+    e = Expand (x, s)
+    z = Add (e, y)
+    d = Expand (c, s)
+    w = Where (d, e, y)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("simplify-arithmetic", CHAIN),
+        ("simplify-logic", LOGIC),
+        ("eliminate-expands", EXPAND),
+        ("fuse-affine", AFFINE),
+    ],
+)
 def test_it_conforms(name: str, text: str) -> None:
     conformance(make(name), [text])
 
@@ -136,3 +172,71 @@ def test_floats_are_equal_up_to_rounding_and_nothing_becomes_infinite(
     divides = any(form in ("Div ({c}, {x})", "Reciprocal ({x})") for form in drawn[0])
     assume(not divides or np.isfinite(want).all())  # the sign of a zero may change, and of infinity with it
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+LOGICAL = (
+    "And ({c}, {d})",
+    "Or ({c}, {d})",
+    "Not ({c})",
+    "Not ({d})",
+    "Xor ({c}, {d})",
+    "Where ({c}, {d}, {c})",
+    "Where ({c}, yes, no)",
+    "Where ({c}, no, {d})",
+    "Less (x, {k})",
+    "LessOrEqual (x, {k})",
+    "Greater (x, {k})",
+    "GreaterOrEqual (x, x)",
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(drawn=st.lists(st.tuples(st.sampled_from(LOGICAL), st.integers(0, 30)), min_size=1, max_size=8))
+def test_conditions_are_equal(drawn: list[tuple[str, int]]) -> None:
+    made, lines = ["c", "d"], []
+    for i, (form, pick) in enumerate(drawn):
+        c, d = made[-1 - pick % 2], made[pick % len(made)]
+        lines.append(f"v{i} = " + form.format(c=c, d=d, k=f"k{pick % 2}"))
+        made.append(f"v{i}")
+    model = from_text(
+        '<ir_version: 10, opset_import: ["" : 20]>\n'
+        f"main (bool[8] c, bool[8] d, float[8] x) => (bool[8] {made[-1]})\n"
+        "<float k0 = {1}, float k1 = {2}, bool yes = {1}, bool no = {0}> {\n" + "\n".join(lines) + "\n}"
+    )
+    after, _, _ = run(make("simplify-logic"), model)
+    assert len(list(after.graph)) <= len(list(model.graph))
+    x = np.array([0, 1, 1.5, 2, 3, np.nan, np.inf, -np.inf], np.float32)
+    feeds = {"c": np.arange(8) % 2 == 0, "d": np.arange(8) % 3 == 0, "x": x}
+    want, got = (ReferenceEvaluator(ir.to_proto(m)).run(None, feeds)[0] for m in (model, after))
+    np.testing.assert_array_equal(got, want)
+
+
+STEPS = (
+    "Sub (one, {x})",
+    "Mul ({x}, two)",
+    "Add (two, {x})",
+    "Div ({x}, two)",
+    "Neg ({x})",
+    "Abs ({x})",
+    "Div (one, {x})",
+)
+ENDS = ("Cast <to = 9> ({x})", "Less ({x}, one)", "Equal ({x}, two)", "Identity ({x})")
+
+
+@settings(max_examples=100, deadline=None)
+@given(forms=st.lists(st.sampled_from(STEPS), max_size=5), end=st.sampled_from(ENDS))
+def test_masks_become_choices_of_the_same_numbers(forms: list[str], end: str) -> None:
+    lines = [f"v{i + 1} = " + form.format(x=f"v{i}") for i, form in enumerate(forms)]
+    kind = "float" if end == ENDS[3] else "bool"
+    model = from_text(
+        '<ir_version: 10, opset_import: ["" : 20]>\n'
+        f"main (bool[2] c) => ({kind}[2] y)\n<float one = {{1}}, float two = {{2}}> {{\n"
+        + "\n".join(["v0 = Cast <to = 1> (c)", *lines, "y = " + end.format(x=f"v{len(forms)}")])
+        + "\n}"
+    )
+    after, _, _ = run(make("simplify-logic"), model)
+    assert len(list(after.graph)) <= len(list(model.graph))
+    feeds = {"c": np.array([True, False])}
+    with np.errstate(all="ignore"):
+        want, got = (ReferenceEvaluator(ir.to_proto(m)).run(None, feeds)[0] for m in (model, after))
+    np.testing.assert_array_equal(got, want)
