@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from pydantic import Field
 
-from graphopt import Context, Decline, Names, Pass, PassReport, all_graphs, all_nodes
+from graphopt import Context, Decline, Names, Pass, PassReport, Shapes, all_graphs, all_nodes
 from graphopt.query import constant_tensor, has_subgraphs, opset
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ class RaiseOpset(Pass):
         report = PassReport()
         if not any(_imported(graph) < self.to for graph in all_graphs(model) if "" in graph.opset_imports):
             return report
+        shapes = context.analysis(Shapes)
+        for node in all_nodes(model):
+            shapes.infer(node)  # the converter wants types
         try:
             replaced = self._plan(model, report)
         except Decline as reason:
@@ -99,12 +102,17 @@ class RaiseOpset(Pass):
 
     def _converted(self, nodes: Sequence[ir.Node], version: int) -> list[tuple[ir.Node, Sequence[ir.Node]]]:
         """Return the nodes that are written otherwise, and how."""
+        import onnx.shape_inference
         import onnx.version_converter
 
         copies = _Copies(nodes, version)
         try:
             proto = onnx.version_converter.convert_version(copies.model(), self.to)
-        except (RuntimeError, onnx.version_converter.ConvertError) as error:
+        except (
+            RuntimeError,
+            onnx.version_converter.ConvertError,
+            onnx.shape_inference.InferenceError,
+        ) as error:
             raise Decline(f"ONNX's converter says {str(error).strip().splitlines()[0]!r}") from error
         return copies.read(ir.from_proto(proto))
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphopt import optimize, pipeline
+from graphopt import all_graphs, optimize, pipeline
 from graphopt.backends import session
 from graphopt.testing import conformance, run, same_outputs, valid
 from graphopt.text import from_text
@@ -91,3 +91,17 @@ def test_it_conforms() -> None:
             main (float[N,4] x) => (float[N,1] y) { y = ReduceMean <axes = [1]> (x) }"""
         ],
     )
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_types_need_not_be_known(called: bool) -> None:
+    body = "s = Shape (x) t = Identity (s) y = Reshape (x, t)"
+    text = f'<ir_version: 8, opset_import: ["" : 17, "local" : 1]> main (float[2,3] x) => (float[2,3] y) {{ {body} }}'
+    if called:
+        text = text.replace(body, "y = local.same (x)")
+        text += f'<domain: "local", opset_import: ["" : 17]> same (x) => (y) {{ {body} }}'
+    before = from_text(text)
+    result = optimize(before, "raise-opset", strict=True)
+    assert result.model.opset_imports[""] == 23
+    assert result.report.verified
+    assert all(graph.opset_imports[""] == 23 for graph in all_graphs(result.model))
