@@ -9,7 +9,7 @@ import onnx_ir as ir
 from pydantic import Field
 
 from graphopt import Context, Decline, Names, Pass, PassReport, Shapes, all_graphs, all_nodes
-from graphopt.query import constant_tensor, has_subgraphs, opset
+from graphopt.query import constant_tensor, has_subgraphs, is_op, opset
 
 if TYPE_CHECKING:
     import onnx
@@ -39,11 +39,15 @@ class RaiseOpset(Pass):
     to: int = Field(
         23, ge=OLDEST, le=25, description="the opset; models of this one or a newer one are left alone"
     )
+    where: str = Field("", description="raise only models that have an operator of this type")
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Convert the model, or say which node cannot be converted."""
         report = PassReport()
         if not any(_imported(graph) < self.to for graph in all_graphs(model) if "" in graph.opset_imports):
+            return report
+        if self.where and not any(is_op(node, self.where) for node in all_nodes(model)):
+            report.notes.append(f"the opset stays {_imported(model.graph)}: the model has no {self.where}")
             return report
         shapes = context.analysis(Shapes)
         for node in all_nodes(model):
