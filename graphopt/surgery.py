@@ -79,12 +79,14 @@ def splice(
     for made in tape.nodes:
         for inner in subgraphs(made):
             names.keep(v.name for nested in nodes_in(inner) for v in nested.outputs)
-    swept = sweep(node, names)
+    survivors: list[ir.Node] = []
+    swept = sweep(node, names, survivors)
     for value, stem in stems.items():
         value.name = names.rename(value.name or stem, stem)
     origin.merge(tape.nodes, [*swept[1:], node], pass_name)
     read = [*inputs, *(value for made in tape.nodes for value in made.inputs if value is not None)]
     touched += [p for value in dict.fromkeys(read) if (p := value.producer()) is not None and p not in fresh]
+    touched += [survivor for survivor in survivors if survivor not in fresh]
     return touched
 
 
@@ -135,15 +137,16 @@ def _inherit_type(old: ir.Value, new: ir.Value) -> None:
         new.shape = old.shape.copy()
 
 
-def sweep(node: ir.Node, names: Names | None = None) -> list[ir.Node]:
+def sweep(node: ir.Node, names: Names | None = None, survivors: list[ir.Node] | None = None) -> list[ir.Node]:
     """Remove ``node``, which nothing reads, and upwards each producer and constant that only it kept alive.
 
-    Their names are given back to ``names``.
+    Their names are given back to ``names``; producers that lost a reader and live on are added to ``survivors``.
 
     Returns:
         The nodes that were removed, ``node`` first.
     """
     removed: list[ir.Node] = []
+    survivors = survivors if survivors is not None else []
     stack = [node]
     while stack:
         dead = stack.pop()
@@ -158,17 +161,22 @@ def sweep(node: ir.Node, names: Names | None = None) -> list[ir.Node]:
         if names is not None:
             names.release(v.name for v in dead.outputs)
         for value in inputs:
-            if value.uses() or value.is_graph_output():
-                continue
             producer = value.producer()
             if producer is not None:
-                if not any(v.uses() or v.is_graph_output() for v in producer.outputs):
-                    stack.append(producer)
-            elif value.is_initializer() and not value.is_graph_input() and value.graph is not None:
+                needed = any(v.uses() or v.is_graph_output() for v in producer.outputs)
+                (survivors if needed else stack).append(producer)
+            elif _is_idle_initializer(value):
+                assert value.graph is not None, "initializers are of a graph"
                 value.graph.initializers.pop(value.name or "")
                 if names is not None:
                     names.release([value.name])
     return removed
+
+
+def _is_idle_initializer(value: ir.Value) -> bool:
+    """Return whether ``value`` is an initializer, no default of an input, that nothing needs any more."""
+    idle = not value.uses() and not value.is_graph_output()
+    return idle and value.is_initializer() and not value.is_graph_input() and value.graph is not None
 
 
 def _reads(node: ir.Node) -> Iterable[ir.Value | None]:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import Decline, Rewrite, Tape
-from graphopt.query import attribute, axis_of, ints, is_op, opset, optional, rank
+from graphopt import Decline, Rewrite, Tape, op_info
+from graphopt.query import attribute, axis_of, ints, is_op, opset, optional, rank, used_once
 
 OPEN = 2**31 - 1
 """An end from here on means the end of the axis: ONNX recommends the largest int32 or int64 for it."""
@@ -31,6 +31,8 @@ class MergeSlices(Rewrite):
         Slice(Slice(x, r), s)         ->  Slice(x, r and s), where both take of one axis: r[s]
         Slice(Concat(a, b, c), s)     ->  b, or Slice(b, s'), where s takes elements of b only
         Concat(Split(x))              ->  x, where all parts are joined in order along the axis of the split
+        Squeeze(Slice(x, i : i + 1))  ->  Gather(x, i), where nothing reshapes the result anyway
+        Split(x)                      ->  Slice(x), where one part alone is used
 
     Of one axis with ``n`` elements, ``r`` takes ``r.start, r.start + r.step, …`` and ``r[s]`` every ``s.step``-th of
     them. Where ``n`` is not a number, both must step forward from a start that is counted from the front::
@@ -38,17 +40,21 @@ class MergeSlices(Rewrite):
         r[s] = (r.start + s.start · r.step,  min(r.end, r.start + s.end · r.step),  r.step · s.step)
 
     and an end may be counted from the back where ``r.step`` is 1. Exact: elements are moved, not computed. Source:
-    ONNX Slice-1 to 13 (attributes before opset 10), Concat-1 to 13, Split-1 to 18.
+    ONNX Slice-1 to 13 (attributes before opset 10), Concat-1 to 13, Split-1 to 18, Squeeze-13, Gather-13.
     """
 
-    anchor = ("Slice", "Concat")
+    anchor = ("Slice", "Concat", "Squeeze", "Split")
 
-    def replace(self, node: ir.Node, tape: Tape) -> ir.Value | None:
+    def replace(self, node: ir.Node, tape: Tape) -> ir.Value | list[ir.Value | None] | None:
         """Return the one Slice, or what was concatenated or split."""
+        if node.op_type == "Split":
+            return _one_part(node, tape)
         value = node.inputs[0]
         before = value.producer() if value is not None else None
         if node.op_type == "Concat":
             return _unsplit(node, before) if before is not None and is_op(before, "Split") else None
+        if node.op_type == "Squeeze":
+            return _one_element(node, before, tape) if before is not None and is_op(before, "Slice") else None
         if before is not None and is_op(before, "Slice"):
             return _slice_of_slice(node, before, tape)
         if before is not None and is_op(before, "Concat"):
@@ -103,6 +109,41 @@ def _unsplit(node: ir.Node, split: ir.Node) -> ir.Value:
     if _axis(node, 1 if opset(node) < 4 else None, x) != _axis(split, 0, x):
         raise Decline(f"{x.name} is split along another axis")
     return x
+
+
+def _one_element(node: ir.Node, slice_: ir.Node, tape: Tape) -> ir.Value | None:
+    x, y = slice_.inputs[0], node.outputs[0]
+    assert x is not None
+    if any(op_info(reader).keeps_elements for reader in y.consumers()):
+        return None
+    given = optional(node, 1)
+    axes = attribute(node, "axes", None) if given is None else ints(given)
+    taken = _ranges(slice_)
+    if axes is None or len(taken) != 1 or [axis_of(axis, rank(x)) for axis in axes] != list(taken):
+        return None
+    ((axis, (start, end, _)),) = taken.items()
+    if end != start + 1 if start != -1 else end < OPEN:
+        return None
+    if start < 0 and tape.opset < 11:
+        raise Decline("Gather counts from the back from opset 11 on")
+    if not used_once(slice_.outputs[0]):
+        raise Decline(f"{slice_.outputs[0].name} is used elsewhere")
+    return tape.op("Gather", [x, tape.constant(np.array(start, np.int64), f"{y.name}_index")], {"axis": axis})
+
+
+def _one_part(node: ir.Node, tape: Tape) -> list[ir.Value | None] | None:
+    x = node.inputs[0]
+    used = [bool(part.uses()) or part.is_graph_output() for part in node.outputs]
+    if x is None or used.count(True) != 1 or len(used) < 2:
+        return None
+    i, axis = used.index(True), _axis(node, 0, x)
+    sizes = [_size(part, axis) for part in node.outputs[: i + 1]]
+    numbers = [size for size in sizes if size is not None]
+    if len(numbers) < len(sizes):
+        raise Decline(f"the size of axis {axis} of {node.outputs[sizes.index(None)].name} is not known")
+    start = sum(numbers[:-1])
+    part = _slice(node, x, {axis: Range(start, start + numbers[-1])}, tape)
+    return [part if j == i else None for j in range(len(used))]
 
 
 def _ranges(node: ir.Node) -> dict[int, Range]:
@@ -163,7 +204,7 @@ def _slice(node: ir.Node, x: ir.Value, taken: dict[int, Range], tape: Tape) -> i
     given = {"starts": starts, "ends": ends, "axes": list(ranges), "steps": steps}
     if set(steps) == {1}:
         del given["steps"]
-    y = node.outputs[0].name
+    y = next(value.name for value in node.outputs if value.uses() or value.is_graph_output())
     return tape.op(
         "Slice", [x, *(tape.constant(np.array(v, np.int64), f"{y}_{k}") for k, v in given.items())]
     )
