@@ -17,7 +17,8 @@ from graphopt.invariants import problems
 NODES = {
     "efficientnet-lite0": 94,
     "minilm": 274,
-    "ppocr-rec": 271,
+    "ppocr-rec": 249,
+    "silero-vad": 64,
     "ppocr-cls": 144,
     "resnet50": 122,
     "mobilenet-v3": 140,
