@@ -1,4 +1,4 @@
-"""One simplifier on one model, in a process of its own: ``python peers.py TOOL MODEL FOLDER``.
+"""One simplifier on one model, in a process of its own: ``python peers.py TOOL MODEL FOLDER INPUTS``.
 
 Writes ``FOLDER/model.onnx``, and ``FOLDER/figures.json`` with the seconds that importing, reading and simplifying took
 and the peak of resident memory. Runs in the environment of the tool, so nothing but the tool is imported here.
@@ -27,6 +27,9 @@ PACKAGES = {
 
 TINY = """<ir_version: 9, opset_import: ["" : 18]> tiny (float[N,4] x) => (float[M,4] y)
 { c = Concat<axis = 0>(x, x)  s = Shape(c)  r = Reshape(c, s)  y = Relu(r) }"""
+
+MEASURED = "graphopt measured"
+"""The tool that races candidates on the model's inputs, which come as an .npz."""
 
 Read = Callable[[Path], Any]
 Simplify = Callable[[Any], Any]
@@ -81,12 +84,15 @@ def onnxruntime() -> tuple[Read, Simplify, Write]:
     return lambda path: path, session, session
 
 
-def graphopt(preset: str) -> tuple[Read, Simplify, Write]:
+def graphopt(preset: str, inputs: Path | None = None) -> tuple[Read, Simplify, Write]:
+    import numpy as np
+
     import graphopt
 
+    feeds = dict(np.load(inputs)) if inputs is not None else None
     return (
         graphopt.load,
-        lambda model: graphopt.optimize(model, preset, verify=False),
+        lambda model: graphopt.optimize(model, preset, inputs=feeds, verify=False),
         lambda result, path: result.save(path),
     )
 
@@ -99,6 +105,7 @@ TOOLS: dict[str, Callable[[], tuple[Read, Simplify, Write]]] = {
     "onnxruntime": onnxruntime,
     "graphopt simplify": lambda: graphopt("simplify"),
     "graphopt speed": lambda: graphopt("speed"),
+    MEASURED: lambda: graphopt("speed{measured=true}", Path(sys.argv[4])),
 }
 
 
@@ -132,7 +139,7 @@ def main(tool: str, source: Path, folder: Path) -> None:
         marks.append(time.perf_counter())
 
     read, simplify, write = TOOLS[tool]()
-    warm_up(read, simplify, folder)
+    warm_up(read, TOOLS["graphopt speed"]()[1] if tool == MEASURED else simplify, folder)
     mark()
     model = read(source)
     mark()
