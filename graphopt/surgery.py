@@ -120,10 +120,10 @@ def _name(node: ir.Node, outputs: Sequence[ir.Value | None], tape: Tape, names: 
     """Name new nodes and values after the node they replace; the value that takes its place takes its name."""
     finals = {value for value in outputs if value is not None}
     stem = next((v.name for v in node.outputs if v.name), None) or node.op_type
+    heir = next((new for new in tape.nodes if any(value in finals for value in new.outputs)), None)
     for new in tape.nodes:
-        is_final = any(value in finals for value in new.outputs)
         new.name = (
-            node.name if is_final and node.name else names.fresh_node(f"{node.name or stem}_{new.op_type}")
+            node.name if new is heir and node.name else names.fresh_node(f"{node.name or stem}_{new.op_type}")
         )
         for value in new.outputs:
             if value not in finals and value.name != "":

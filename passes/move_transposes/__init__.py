@@ -77,6 +77,7 @@ class _Mover:
         self.shapes = context.analysis(Shapes)
         self.regions = Regions(graph)
         self.copies: dict[tuple[ir.Value, Order], ir.Value] = {}
+        self.places: dict[ir.Node, int] = {}
 
     def run(self) -> None:
         for node in self.graph:
@@ -120,10 +121,10 @@ class _Mover:
     def _change(self, orders: Orders) -> bool:
         """Let the nodes of ``orders`` work in these, each between Transposes; those cancel from node to node."""
         self.copies.clear()
-        places = {node: i for i, node in enumerate(self.graph)}
+        self.places = {node: i for i, node in enumerate(self.graph)}
         done = False
         restored: list[ir.Node] = []
-        for node in sorted(orders, key=places.__getitem__):
+        for node in sorted(orders, key=self.places.__getitem__):
             frame = self.regions.frame(node)
             assert frame is not None
             if self._rebuild(node, frame, orders[node], restored):
@@ -174,6 +175,10 @@ class _Mover:
         node = there.producer() if there is not None else None
         if there is not None and node is not None and node.graph is self.graph:
             return there
+        place = self.places.get(tape.anchor, 0)
+        for node in value.consumers():
+            if is_op(node, "Transpose") and self.places.get(node, place) < place and order_of(node) == order:
+                return node.outputs[0]
         new = transpose(tape, value, order)
         if new is not value:
             self.copies[value, order] = new

@@ -38,18 +38,18 @@ class Cut:
 
     def _path(self) -> list[tuple[Hashable, Hashable]] | None:
         came: dict[Hashable, Hashable] = {NO: NO}
-        queue = deque([NO])
+        queue: deque[Hashable] = deque([NO])
         while queue:
             a = queue.popleft()
             for b, room in self.room[a].items():
                 if room > 0 and b not in came:
                     came[b] = a
                     if b == YES:
-                        path = [(a, b)]
+                        path: list[tuple[Hashable, Hashable]] = [(a, b)]
                         while path[-1][0] != NO:
                             path.append((came[path[-1][0]], path[-1][0]))
                         return path
-                    queue.append(b)  # type: ignore[arg-type]
+                    queue.append(b)
         return None
 
     def _reaching_yes(self) -> set[Hashable]:

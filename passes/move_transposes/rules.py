@@ -17,11 +17,11 @@ from graphopt.query import (
     opset,
     optional,
     rank,
-    same_dim,
 )
 
-from .frames import Frame, all_axes, anything, elementwise, rank_of, rebuilt, without
+from .frames import Build, Frame, all_axes, anything, elementwise, rank_of, rebuilt, without
 from .orders import Order
+from .reshaping import integers, named_axes, naming, reshape, squeeze, unsqueeze
 
 Rule = Callable[[ir.Node], Frame | None]
 
@@ -83,7 +83,7 @@ def global_average(node: ir.Node) -> Frame | None:
         axes = sorted(order.index(axis) for axis in range(2, r))
         if tape.opset < 18:
             return [tape.op("ReduceMean", inputs, {"axes": axes, "keepdims": 1})]
-        return [tape.op("ReduceMean", [*inputs, _ints(tape, axes, "axes")], {"keepdims": 1})]
+        return [tape.op("ReduceMean", [*inputs, integers(tape, axes, "axes")], {"keepdims": 1})]
 
     return Frame(r, {0: all_axes(r)}, [all_axes(r)], build)
 
@@ -99,80 +99,13 @@ def matmul(node: ir.Node) -> Frame | None:
 def reduce(node: ir.Node) -> Frame | None:
     """The axes are an attribute, later an input; without any it runs over all of them."""
     r = rank(node.inputs[0])
-    given = _axes(node, 1, r)
+    given = named_axes(node, 1, r)
     if not given and attribute(node, "noop_with_empty_axes", 0):
         return None
     axes = given or list(range(r))
     keeps = attribute(node, "keepdims", 1)
-    build = _with_axes(node, given) if given else lambda tape, inputs, order: rebuilt(tape, node, inputs)
+    build = naming(node, given) if given else lambda tape, inputs, order: rebuilt(tape, node, inputs)
     return Frame(r, {0: all_axes(r)}, [all_axes(r) if keeps else without(r, axes)], build)
-
-
-def squeeze(node: ir.Node) -> Frame | None:
-    """The output lacks some axes of the input."""
-    r = rank(node.inputs[0])
-    axes = _axes(node, 1, r)
-    if not axes:
-        return None
-    return Frame(r, {0: all_axes(r)}, [without(r, axes)], _with_axes(node, axes))
-
-
-def unsqueeze(node: ir.Node) -> Frame | None:
-    """The input lacks some axes of the output."""
-    named = attribute(node, "axes") if opset(node) < 13 else ints(node.inputs[1])
-    r = rank(node.inputs[0]) + len(named or ())
-    axes = _axes(node, 1, r)
-    if not axes:
-        return None
-    return Frame(r, {0: without(r, axes)}, [all_axes(r)], _with_axes(node, axes))
-
-
-def reshape(node: ir.Node) -> Frame | None:
-    """It only puts in and takes out axes of size 1; the others are the same and in their order."""
-    x, y = node.inputs[0], node.outputs[0]
-    if x is None or x.shape is None or y.shape is None or 0 in x.shape or 0 in y.shape:
-        return None
-    dims, reads, makes = _aligned(list(x.shape), list(y.shape))
-    if len(reads) != len(x.shape) or len(makes) != len(y.shape):
-        return None
-    r = len(dims)
-
-    def sizes(order: Order) -> list[int] | None:
-        """Return the shape to ask for; ``None`` where no constant says it."""
-        before = [axis for axis in order if axis in reads]
-        target: list[int] = []
-        for i, axis in enumerate(axis for axis in order if axis in makes):
-            dim = dims[axis]
-            copied = i < len(before) and before[i] == axis
-            target.append(dim if isinstance(dim, int) else 0 if copied else -1)
-        symbols = sum(not isinstance(dim, int) for dim in dims)
-        return target if -1 not in target or symbols == 1 else None
-
-    def build(tape: Tape, inputs: list[ir.Value | None], order: Order) -> Sequence[ir.Value]:
-        return [tape.op("Reshape", [inputs[0], _ints(tape, sizes(order) or [], "shape")])]
-
-    return Frame(r, {0: reads}, [makes], build, lambda order: sizes(order) is not None)
-
-
-def _aligned(
-    x: list[int | ir.SymbolicDim], y: list[int | ir.SymbolicDim]
-) -> tuple[list[int | ir.SymbolicDim], Order, Order]:
-    """Return the sizes of the axes of two shapes, shared ones once, and the axes of each, as far as they agree."""
-    dims: list[int | ir.SymbolicDim] = []
-    reads: list[int] = []
-    makes: list[int] = []
-    while len(reads) < len(x) or len(makes) < len(y):
-        m = x[len(reads)] if len(reads) < len(x) else None
-        n = y[len(makes)] if len(makes) < len(y) else None
-        shared = m is not None and n is not None and same_dim(m, n)
-        if not shared and m != 1 and n != 1:
-            break
-        if shared or m == 1:
-            reads.append(len(dims))
-        if shared or m != 1:
-            makes.append(len(dims))
-        dims.append(m if shared and m is not None else 1)
-    return dims, tuple(reads), tuple(makes)
 
 
 def slice_(node: ir.Node) -> Frame | None:
@@ -220,7 +153,9 @@ def pad(node: ir.Node) -> Frame | None:
         pads = ints(node.inputs[1])
 
         def build(tape: Tape, inputs: list[ir.Value | None], order: Order) -> Sequence[ir.Value]:
-            return rebuilt(tape, node, [inputs[0], _ints(tape, _permuted(pads, order), "pads"), *inputs[2:]])
+            return rebuilt(
+                tape, node, [inputs[0], integers(tape, _permuted(pads, order), "pads"), *inputs[2:]]
+            )
 
         return _same(node, build) if len(pads) == 2 * r else None
     if opset(node) < 18:
@@ -229,7 +164,7 @@ def pad(node: ir.Node) -> Frame | None:
 
     def renamed(tape: Tape, inputs: list[ir.Value | None], order: Order) -> Sequence[ir.Value]:
         first = [*inputs, None][:3]
-        return rebuilt(tape, node, [*first, _ints(tape, [order.index(axis) for axis in axes], "axes")])
+        return rebuilt(tape, node, [*first, integers(tape, [order.index(axis) for axis in axes], "axes")])
 
     return _same(node, renamed)
 
@@ -241,7 +176,7 @@ def tile(node: ir.Node) -> Frame | None:
     repeats = ints(node.inputs[1])
 
     def build(tape: Tape, inputs: list[ir.Value | None], order: Order) -> Sequence[ir.Value]:
-        return rebuilt(tape, node, [inputs[0], _ints(tape, [repeats[axis] for axis in order], "repeats")])
+        return rebuilt(tape, node, [inputs[0], integers(tape, [repeats[axis] for axis in order], "repeats")])
 
     return _same(node, build)
 
@@ -313,7 +248,7 @@ def shape(node: ir.Node) -> Frame | None:
         return None
 
     def build(tape: Tape, inputs: list[ir.Value | None], order: Order) -> Sequence[ir.Value]:
-        places = _ints(tape, [order.index(axis) for axis in range(r)], "axes")
+        places = integers(tape, [order.index(axis) for axis in range(r)], "axes")
         return [tape.op("Gather", [tape.op("Shape", inputs), places], {"axis": 0})]
 
     return Frame(r, {0: all_axes(r)}, [None], build)
@@ -326,7 +261,7 @@ def unary(node: ir.Node) -> Frame | None:
 
 def _same(
     node: ir.Node,
-    build: Callable[[Tape, list[ir.Value | None], Order], Sequence[ir.Value]] | None = None,
+    build: Build | None = None,
     allows: Callable[[Order], bool] = anything,
 ) -> Frame:
     """Return the frame of a node whose first input and outputs have the same axes."""
@@ -338,29 +273,6 @@ def _same(
         build or (lambda tape, inputs, order: rebuilt(tape, node, inputs)),
         allows,
     )
-
-
-def _axes(node: ir.Node, index: int, r: int) -> list[int]:
-    """Return axes that are an attribute or an input; none where they are left out."""
-    given = optional(node, index)
-    named = ints(given) if given is not None else attribute(node, "axes") or []
-    return [axis_of(axis, r) for axis in named]
-
-
-def _with_axes(
-    node: ir.Node, axes: list[int]
-) -> Callable[[Tape, list[ir.Value | None], Order], Sequence[ir.Value]]:
-    def build(tape: Tape, inputs: list[ir.Value | None], order: Order) -> Sequence[ir.Value]:
-        moved = sorted(order.index(axis) for axis in axes)
-        if "axes" in node.attributes:
-            return rebuilt(tape, node, inputs, axes=moved)
-        return rebuilt(tape, node, [inputs[0], _ints(tape, moved, "axes")])
-
-    return build
-
-
-def _ints(tape: Tape, values: Sequence[int], stem: str) -> ir.Value:
-    return tape.constant(np.array(values, np.int64), stem)
 
 
 def _permuted(pads: Sequence[int], order: Order) -> list[int]:
