@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import Names, Pass, PassReport, Shapes, Tape, all_graphs, substitute
+from graphopt.analysis.shapes import known
 from graphopt.query import is_constant, is_op
 
 from .frames import Frame
@@ -29,6 +30,10 @@ from .regions import Orders, Regions
 
 if TYPE_CHECKING:
     from graphopt.context import Context
+
+
+ROUNDS = 8
+"""How often transposes move on from where one became a Reshape; a second round is rare."""
 
 
 class MoveTransposes(Pass):
@@ -81,12 +86,14 @@ class _Mover:
 
     def run(self) -> None:
         for node in self.graph:
-            self.shapes.infer(node)
+            if not known(node):
+                self.shapes.infer(node)
         idle: dict[ir.Node, int] = {}
-        while self._sweep(idle):
-            idle.clear()
-        for node in self._transposes():
-            self._reshape(node)
+        for _ in range(ROUNDS):
+            while self._sweep(idle):
+                idle.clear()
+            if not sum(self._reshape(node) for node in self._transposes()):
+                break
         for node, count in idle.items():
             if node.graph is not None:
                 self.report.decline(
@@ -196,15 +203,17 @@ class _Mover:
                 if substitute(reader, [new], tape, self.names, self.report):
                     self._settle(tape)
 
-    def _reshape(self, node: ir.Node) -> None:
-        """Replace a Transpose that moves axes of size 1 alone."""
+    def _reshape(self, node: ir.Node) -> bool:
+        """Replace a Transpose that moves axes of size 1 alone; return whether it was one."""
         x, order = node.inputs[0], order_of(node)
         shape = _sizes(x, order) if x is not None and order is not None else None
-        if shape is not None:
-            tape = Tape(node, self.context)
-            target = tape.constant(np.array(shape, np.int64), "shape")
-            if substitute(node, [tape.op("Reshape", [x, target])], tape, self.names, self.report):
-                self._settle(tape)
+        if shape is None:
+            return False
+        tape = Tape(node, self.context)
+        target = tape.constant(np.array(shape, np.int64), "shape")
+        done = substitute(node, [tape.op("Reshape", [x, target])], tape, self.names, self.report)
+        self._settle(tape)
+        return done
 
     def _settle(self, tape: Tape) -> None:
         for node in tape.nodes:
