@@ -1,13 +1,14 @@
-"""The core's own plugin: the targets and frontends that come with graphopt, offered as any plugin offers them."""
+"""The core's own plugin: targets, frontends and calibrators of graphopt itself, offered as any plugin offers them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from .hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from .calibration import Calibrator
     from .frontends import Frontend
     from .interfaces import Backend
 
@@ -27,3 +28,18 @@ def register_frontends() -> Iterable[Frontend]:
     from .frontends.torch import TorchFrontend
 
     return [OnnxFrontend(), TorchFrontend()]
+
+
+@hookimpl
+def register_calibrators() -> Mapping[str, type[Calibrator]]:
+    """Offer the usual ways to find a range."""
+    from . import calibration
+
+    return {
+        "minmax": calibration.MinMax,
+        "moving-average": calibration.MovingAverage,
+        "percentile": calibration.Percentile,
+        "entropy": calibration.Entropy,
+        "mse": calibration.Mse,
+        "sqnr": calibration.Sqnr,
+    }

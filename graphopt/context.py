@@ -50,6 +50,7 @@ class Context:
     ) -> None:
         self.model = model
         self._samples = samples
+        self._given = not callable(samples) and bool(samples)
         self.calibration = calibration
         """Any iterable of ``{input name: array}``, read as often as it is asked for."""
         self.target = target
@@ -66,6 +67,11 @@ class Context:
         self._analyses: dict[Any, Any] = {}
         self.step = ""
         """The name of the pass that runs now."""
+
+    @property
+    def has_given_samples(self) -> bool:
+        """Whether the user gave the sample inputs; others are merely drawn."""
+        return self._given
 
     @property
     def samples(self) -> Sequence[Feeds]:

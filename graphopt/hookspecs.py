@@ -10,6 +10,7 @@ import pluggy
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from .calibration import Calibrator
     from .context import Context
     from .frontends import Frontend
     from .interfaces import Backend, Pass, PassReport
@@ -65,6 +66,16 @@ def register_operators() -> Mapping[tuple[str, str], OpInfo]:  # type: ignore[em
     """Offer knowledge of operators: ``(domain, op_type)`` to what it does to a graph.
 
     Called once. A plugin's entry for an operator that the core knows already replaces the core's.
+
+    .. versionadded:: 0.1
+    """
+
+
+@hookspec
+def register_calibrators() -> Mapping[str, type[Calibrator]]:  # type: ignore[empty-body]
+    """Offer ways to find the range that integers stand for: name to class.
+
+    Called once. Two plugins that offer one name are an error that names both.
 
     .. versionadded:: 0.1
     """

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pluggy
 
 from . import hookspecs
-from .errors import PipelineError, PluginError, UsageError
+from .errors import OptionError, PipelineError, PluginError, UsageError
 
 if TYPE_CHECKING:
+    from .calibration import Calibrator
     from .frontends import Frontend
     from .interfaces import Backend, Pass
     from .ops import OpInfo
@@ -190,7 +191,13 @@ def operators() -> Mapping[tuple[str, str], OpInfo]:
     return table
 
 
-INDEXES = (_passes_by_owner, presets, backends, frontends, operators)
+@cache
+def calibrators() -> dict[str, type[Calibrator]]:
+    """Return every way to find a range, by name."""
+    return _table("calibrator", "register_calibrators", lambda offered: list(offered.items()))[0]
+
+
+INDEXES = (_passes_by_owner, presets, backends, frontends, operators, calibrators)
 """What is on offer, gathered from all plugins when it is first asked for."""
 
 
@@ -243,6 +250,15 @@ def get_backend(name: str) -> Backend:
         UsageError: there is none; the message names the nearest.
     """
     return _get(name, backends(), "target", UsageError)
+
+
+def get_calibrator(name: str) -> type[Calibrator]:
+    """Return the calibrator called ``name``.
+
+    Raises:
+        OptionError: there is none; the message names the nearest.
+    """
+    return _get(name, calibrators(), "calibrator", OptionError)
 
 
 def _get(name: str, table: Mapping[str, T], kind: str, error: type[UsageError]) -> T:

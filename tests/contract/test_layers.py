@@ -90,6 +90,8 @@ def test_passes_and_plugins_use_public_names_only(path: Path) -> None:
 
 PUBLIC_MODULES = {
     "graphopt.query",
+    "graphopt.calibration",
+    "graphopt.scheme",
     "graphopt.testing",
     "graphopt.context",
     "graphopt.text",
