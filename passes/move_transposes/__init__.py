@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import Names, Pass, PassReport, Shapes, Tape, all_graphs, substitute
-from graphopt.analysis.shapes import known
 from graphopt.query import is_constant, is_op
 
 from .frames import Frame
@@ -86,7 +85,7 @@ class _Mover:
 
     def run(self) -> None:
         for node in self.graph:
-            if not known(node):
+            if any(value.shape is None or value.type is None for value in node.outputs):
                 self.shapes.infer(node)
         idle: dict[ir.Node, int] = {}
         for _ in range(ROUNDS):
