@@ -38,6 +38,7 @@ _HOMES = {
     "VerificationError": "errors",
     "all_graphs": "query",
     "all_nodes": "query",
+    "clone": "model",
     "compare": "verify",
     "cost": "analysis.cost",
     "hookimpl": "hookspecs",
@@ -47,6 +48,7 @@ _HOMES = {
     "op_info": "ops",
     "optimize": "optimizer",
     "save": "model",
+    "selected": "selection",
     "substitute": "surgery",
     "sweep": "surgery",
     "to_networkx": "graphs",
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     from .interfaces import Pass as Pass
     from .interfaces import PassReport as PassReport
     from .measuring import measure as measure
+    from .model import clone as clone
     from .model import load as load
     from .model import save as save
     from .ops import OpInfo as OpInfo
@@ -97,6 +100,7 @@ if TYPE_CHECKING:
     from .query import all_nodes as all_nodes
     from .rewrite import Rewrite as Rewrite
     from .rewrite import Tape as Tape
+    from .selection import selected as selected
     from .surgery import Names as Names
     from .surgery import substitute as substitute
     from .surgery import sweep as sweep
