@@ -85,7 +85,7 @@ class _Mover:
 
     def run(self) -> None:
         for node in self.graph:
-            if any(value.shape is None or value.type is None for value in node.outputs):
+            if any(v.type is None or v.shape is None or v.shape.has_unknown_dim() for v in node.outputs):
                 self.shapes.infer(node)
         idle: dict[ir.Node, int] = {}
         for _ in range(ROUNDS):
