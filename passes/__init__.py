@@ -74,6 +74,7 @@ FUSE = "fuse-gelu,fuse-hard-swish,fuse-layer-norm{dialect=standard}"
 FOLD = "fold-batchnorm,fold-affine,fold-pad"
 SHARE = "eliminate-common,deduplicate-constants"
 END = "eliminate-dead,infer-shapes"
+LAYOUT = f"move-transposes,fixpoint({CLEAN},{FOLD},{SHARE})"
 ATTENTION = "fuse-rotary,fuse-attention{dialect=standard},fuse-attention"
 """ONNX's own attention where it can be; it is at least as fast as onnxruntime's."""
 TRY = "fuse-skip-layer-norm,fuse-bias-gelu,fuse-matmul,fuse-projections,fuse-activation"
@@ -83,10 +84,11 @@ PRESETS: dict[str, str] = {
     "simplify": f"inline-functions,fixpoint({CLEAN},{ALGEBRA},{SHARE},{END})",
     "speed": (
         f"inline-functions,fixpoint({CLEAN},{FUSE}),"
-        f"fixpoint({CLEAN},{FUSE},{ALGEBRA},{FOLD},{SHARE},{END}),fuse-affine,{END}"
+        f"fixpoint({CLEAN},{FUSE},{ALGEBRA},{FOLD},{SHARE},{END}),{LAYOUT},fuse-affine,{END}"
     ),
     "speed{measured=true}": (
         f"inline-functions,fixpoint({CLEAN},{FUSE},fuse-swish,fuse-mish),raise-opset{{where=Softmax}},"
-        f"fixpoint({CLEAN},{FUSE},{ATTENTION},{ALGEBRA},{FOLD},{SHARE},{END}),fuse-affine,{TRY},{END}"
+        f"fixpoint({CLEAN},{FUSE},{ATTENTION},{ALGEBRA},{FOLD},{SHARE},{END}),"
+        f"{LAYOUT},fuse-affine,{TRY},{END}"
     ),
 }
