@@ -63,6 +63,7 @@ PASSES: dict[str, str] = {
     "deduplicate_constants": "DeduplicateConstants",
     "eliminate_dead": "EliminateDead",
     "infer_shapes": "InferShapes",
+    "quantize_weights": "QuantizeWeights",
 }
 """Module of this package to the pass class in it, in the order of ``graphopt passes``."""
 

@@ -1,0 +1,47 @@
+"""Say what quantized weights do to the speed, as measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from graphopt import GraphoptError, measure
+
+if TYPE_CHECKING:
+    from graphopt.context import Context
+
+SECONDS = 4.0
+LARGEST_BYTES = 1 << 30
+"""Weights of more than this are not loaded twice to be measured."""
+SMALLEST_BYTES = 1 << 20
+
+
+def compared(before: ir.Model, after: ir.Model, nbytes: int, context: Context) -> str | None:
+    """Return a sentence on how long ``after`` takes beside ``before``, ``None`` where there is nothing to run on."""
+    target = context.target
+    if target is None or target.unavailable() or nbytes < SMALLEST_BYTES:
+        return None
+    if nbytes > LARGEST_BYTES:
+        return (
+            "the speed was not measured, for the size of the model; `graphopt bench` compares the two files"
+        )
+    if not context.samples:
+        return None
+    context.progress("measuring the speed", 0, 0)
+    try:
+        found = measure(
+            [before, after],
+            [context.samples[0]],
+            target,
+            names=["float", "quantized"],
+            seconds=SECONDS,
+            seed=context.seed,
+        )
+    except GraphoptError as error:
+        return f"the speed was not measured: {error}"
+    timing = found[1]
+    shapes = ", ".join(f"{name} {kind}" for name, kind in found.inputs.items())
+    interval = f"{timing.low:.2f} … {timing.high:.2f}"
+    judged = {"faster": "it is faster", "slower": "it is slower"}.get(timing.verdict, "no speed-up")
+    return f"a run takes {timing.ratio:.2f} times as long as in float (95 % {interval}; {shapes}): {judged}"
