@@ -68,6 +68,8 @@ class Execution:
         self.passes = list(pipeline.passes())
         self.entries = [PassEntry(step.name, str(Pipeline((step,)))) for step in self.passes]
         self.pipeline = pipeline
+        self._settled: dict[str, int] = {}
+        """Of each pass that a fixpoint ran: after how many rewrites it had nothing left to do."""
         self._dumped = 0
 
     def run(self) -> None:
@@ -107,13 +109,11 @@ class Execution:
 
     def _fixpoint(self, fixpoint: Fixpoint, places: Sequence[int]) -> None:
         groups = list(_groups([(place, self.passes[place]) for place in places]))
-        settled = [-1] * len(groups)
         for _ in range(MAX_ROUNDS):
             before = self.context.count
-            for i, group in enumerate(groups):
-                if settled[i] != self.context.count:
-                    self._group(group)
-                    settled[i] = self.context.count
+            for group in groups:
+                self._group(group)
+                self._settled.update((self.entries[place].text, self.context.count) for place, _ in group)
             if self.context.count == before:
                 return
         self.context.remarks.append(
@@ -128,7 +128,7 @@ class Execution:
         active = [(place, step) for place, step in group if place not in self.plan.skipped]
         for place, _ in group:
             self.entries[place].rolled_back = self.plan.skipped.get(place)
-        if not active:
+        if all(self._settled.get(self.entries[place].text) == self.context.count for place, _ in active):
             return
         for _, step in active:
             self._observe("before_pass", step=step, model=self.model, context=self.context)

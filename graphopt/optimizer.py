@@ -182,7 +182,7 @@ class _Run:
         self.original, self.start, self.pipeline, self.make_context = original, start, pipeline, make_context
         self.verify, self.strict, self.limit, self.dump = verify, strict, limit, dump
         self.reproducers, self.progress, self.seed = reproducers, progress, seed
-        self.target, self.trials = target, list[Trial]()
+        self.target, self.trials, self.feeds = target, list[Trial](), feeds
         self.plan = Plan(limit=limit)
         self.blamed: list[Blame] = []
         self.remarks: list[str] = []
@@ -192,7 +192,9 @@ class _Run:
             self.baseline = Baseline(original, feeds, seed=seed)
 
     def samples(self) -> Sequence[Feeds]:
-        """Return the inputs that the original was run on; inputs that are merely drawn where it is not run."""
+        """Return the user's inputs, or those drawn ones that the original was run on; others where it is not run."""
+        if self.feeds is not None:
+            return self.feeds
         return (
             self.baseline.feeds if self.baseline is not None else samples.draw(self.original, seed=self.seed)
         )

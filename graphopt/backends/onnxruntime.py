@@ -269,7 +269,10 @@ class OnnxRuntimeExecutable(Executable):
     def step(self) -> None:
         """Run once on the bound inputs and wait for the end."""
         assert self._step is not None, "bind comes before step"
-        self._step()
+        try:
+            self._step()
+        except RuntimeError as error:  # what onnxruntime raises from bound inputs
+            raise sessions.failure(error) from error
 
     def close(self) -> None:
         """Free the session and what is bound to it."""

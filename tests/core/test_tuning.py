@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -142,3 +143,13 @@ def test_notes_that_make_no_sense_are_ignored(text: str) -> None:
     model = from_text(MODEL)
     model.metadata_props[KEY] = text
     plugins.get_backend("onnxruntime:cpu").compile(model).close()
+
+
+def test_the_users_inputs_are_raced_where_nothing_is_verified() -> None:
+    """Drawn inputs would not do: the model takes pictures of at least 8 by 8."""
+    model = from_text("""<ir_version: 10, opset_import: ["" : 20]>
+        main (float[1,1,H,W] x) => (float[1,1,A,B] y) <int64[8] pads = {0, 0, 7, 7, 0, 0, 7, 7}>
+        { y = Pad <mode = "reflect"> (x, pads) }""")
+    feeds = {"x": np.ones((1, 1, 9, 9), np.float32)}
+    result = graphopt.optimize(model, "speed{measured=true}", inputs=feeds, verify=False)
+    assert [trial.what for trial in result.report.trials]
