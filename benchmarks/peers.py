@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from memory import peak_bytes  # beside this file
 
 PACKAGES = {
     "onnxsim": ["onnxsim==0.8.1", "onnx", "onnxruntime"],
@@ -107,18 +108,6 @@ TOOLS: dict[str, Callable[[], tuple[Read, Simplify, Write]]] = {
     "graphopt speed": lambda: graphopt("speed"),
     MEASURED: lambda: graphopt("speed{measured=true}", Path(sys.argv[4])),
 }
-
-
-def peak_bytes() -> int:
-    """Return the peak of resident memory since this program started.
-
-    ``getrusage`` would add what the parent held when it forked; Linux has the program's own figure.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(each for each in status.read_text().splitlines() if each.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def warm_up(read: Read, simplify: Simplify, folder: Path) -> None:

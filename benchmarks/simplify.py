@@ -6,9 +6,6 @@ python benchmarks/simplify.py [--models swin-t …] [--seconds 10] [--limit 300]
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +15,7 @@ from typing import Any
 import numpy as np
 import presets  # beside this file
 from peers import MEASURED, PACKAGES, TOOLS
+from sidebyside import HERE, attempt, bold, figures, install
 
 import graphopt
 from graphopt.errors import GraphoptError
@@ -25,8 +23,6 @@ from graphopt.racing import Timing
 from graphopt.verify import Baseline
 
 zoo = presets.zoo
-HERE = Path(__file__).resolve().parent
-PEERS = presets.ROOT / ".cache" / "peers"
 MODELS = (
     "silero-vad ppocr-rec ppocr-cls mobilenet-v2 mobilenet-v3 efficientnet-b0 efficientnet-lite0 densenet121 resnet50 "
     "minilm swin-t swin-t-optimized vit-b16 vit-b16-optimized gpt2 gpt2-optimized bert-base bert-base-optimized "
@@ -75,10 +71,10 @@ class Row:
         ):
             value = self.value(name)
             raced = self.tool == MEASURED and name in ("seconds", "cpu", "peak")
-            yield _bold(text.format(value), self.ours and not raced and value > best.get(name, value) * 1.001)
-        yield _bold(f"{self.error:.1e}" if self.error else "0", self.ours and not self.equal)
+            yield bold(text.format(value), self.ours and not raced and value > best.get(name, value) * 1.001)
+        yield bold(f"{self.error:.1e}" if self.error else "0", self.ours and not self.equal)
         t = self.timing
-        yield _bold(f"{t.ratio:.3f}", self.ours and t.low > best.get("high", t.low)) if t else ""
+        yield bold(f"{t.ratio:.3f}", self.ours and t.low > best.get("high", t.low)) if t else ""
         yield f"{t.low:.3f} … {t.high:.3f}" if t else ""
         yield self.verdict if not self.equal else t.verdict if t else ""
 
@@ -89,48 +85,17 @@ class Row:
         return float(self.figures[name] if name in self.figures else getattr(self, name))
 
 
-def _bold(text: str, behind: bool) -> str:
-    return f"**{text}**" if behind else text
-
-
 # --- peers ------------------------------------------------------------------------------------------------------------
-
-
-def install() -> None:
-    """Make each peer an environment of its own, where that was not done yet."""
-    for tool, wanted in PACKAGES.items():
-        folder = PEERS / tool
-        stamp = folder / "installed.txt"
-        if stamp.exists() and stamp.read_text() == " ".join(wanted):
-            continue
-        print(f"installing {tool}", flush=True)
-        if not _python(tool).exists():
-            base = Path(getattr(sys, "_base_executable", sys.executable))
-            subprocess.run([base, "-m", "venv", folder], check=True)
-        pip = [_python(tool), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, *wanted], check=True)
-        stamp.write_text(" ".join(wanted))
-
-
-def _python(tool: str) -> Path:
-    return PEERS / tool / "bin" / "python" if tool in PACKAGES else Path(sys.executable)
 
 
 def run(tool: str, source: Path, folder: Path, inputs: Path, limit: float) -> Row:
     """Run one tool in a process of its own; a failure is a row too."""
     folder.mkdir()
-    command = [_python(tool), HERE / "peers.py", tool, source, folder, inputs]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, errors="replace")
-    except subprocess.TimeoutExpired:
-        return Row(tool, f"no result within {limit:.0f} s")
-    if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        return Row(tool, f"exit code {done.returncode}, {lines[-1][:200] if lines else 'no message'}")
-    figures = json.loads((folder / "figures.json").read_text())
-    path = folder / "model.onnx"
-    size = sum(f.stat().st_size for f in folder.iterdir() if f.name != "figures.json") / 1e6
-    return Row(tool, figures=figures, path=path, megabytes=size)
+    arguments = [tool, source, folder, inputs]
+    if failure := attempt(tool if tool in PACKAGES else None, "peers.py", arguments, limit):
+        return Row(tool, failure)
+    found, size = figures(folder)
+    return Row(tool, figures=found, path=folder / "model.onnx", megabytes=size)
 
 
 # --- one model --------------------------------------------------------------------------------------------------------
@@ -240,7 +205,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=HERE / "results" / "simplify.md")
     given = parser.parse_args()
-    install()
+    install(PACKAGES)
     given.output.parent.mkdir(parents=True, exist_ok=True)
     versions: dict[str, str] = {}
     body: list[str] = []
