@@ -64,6 +64,7 @@ PASSES: dict[str, str] = {
     "deduplicate_constants": "DeduplicateConstants",
     "eliminate_dead": "EliminateDead",
     "infer_shapes": "InferShapes",
+    "cast_float": "CastFloat",
     "quantize_weights": "QuantizeWeights",
 }
 """Module of this package to the pass class in it, in the order of ``graphopt passes``."""

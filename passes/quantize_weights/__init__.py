@@ -11,11 +11,11 @@ from pydantic import Field, field_validator
 
 from graphopt import Decline, Effect, Names, Pass, PassReport, Tape, all_nodes, clone, selected, substitute
 
+from ..speed import compared
 from .blocks import Blocks, Format, rounded
 from .calibrated import rounding
 from .forms import MICROSOFT, WIDEST_BLOCK, Form, choose, constants, emit
 from .places import Place, find
-from .speed import compared
 from .stored import CHUNK, Shelf, Stored, dequantized, store
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class QuantizeWeights(Pass):
         None,
         description="what the kernel multiplies with; by default float at 4 bits, else int8, which is far faster",
     )
+    at_least: int = Field(4096, ge=1, description="numbers in a matrix that is worth it")
     include: tuple[str, ...] = Field(
         (), description="only these: operators, names of nodes or weights, modules; * and ?"
     )
@@ -101,7 +102,7 @@ class QuantizeWeights(Pass):
         sites: list[Site] = []
         for node in all_nodes(model):
             try:
-                place = find(node)
+                place = find(node, self.at_least)
                 if place is not None and selected(node, self.include, self.exclude):
                     tape = Tape(node, context)
                     sites.append((place, choose(place, self.bits, self.block_size, self.symmetric, tape)))

@@ -9,13 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import Decline
-from graphopt.query import attribute, axis_of, constant_tensor, is_op, rank
+from graphopt.query import attribute, axis_of, constant_tensor, is_op
 
 Array = np.ndarray[Any, Any]
 
 ANCHORS = ("MatMul", "Gemm", "Gather")
-SMALLEST = 4096
-"""Numbers in a matrix that is worth a node of another kind."""
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
@@ -61,8 +59,8 @@ class Place:
         return np.ascontiguousarray(part, np.float32)
 
 
-def find(node: ir.Node) -> Place | None:
-    """Return what there is to quantize in ``node``, ``None`` where it is not of the kind.
+def find(node: ir.Node, at_least: int = 1) -> Place | None:
+    """Return the matrix of ``at_least`` so many numbers in ``node``, ``None`` where it is not of the kind.
 
     Raises:
         Decline: it is of the kind, and does not qualify.
@@ -79,7 +77,7 @@ def find(node: ir.Node) -> Place | None:
     name = _name(node.inputs[index])
     if tensor.dtype not in FLOATS:
         raise Decline(f"{name} is {tensor.dtype.name.lower()}, and kernels take float and float16")
-    if tensor.size < SMALLEST:
+    if tensor.size < at_least:
         raise Decline(f"{name} has {tensor.size} numbers, which is too few")
     if node.op_type == "Gather":
         if axis_of(attribute(node, "axis", 0), 2) != 0:
@@ -94,8 +92,6 @@ def find(node: ir.Node) -> Place | None:
         ):
             raise Decline("it transposes or scales its operands")
         turned = not attribute(node, "transB", 0)
-    elif rank(node.inputs[0]) < 2:
-        raise Decline(f"{_name(node.inputs[0])} is of rank {rank(node.inputs[0])}")
     return Place(node, 1, tensor, transposed != turned, turned)
 
 

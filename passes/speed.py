@@ -1,4 +1,4 @@
-"""Say what quantized weights do to the speed, as measured."""
+"""Say what a lossy pass does to the speed, as measured."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def compared(before: ir.Model, after: ir.Model, nbytes: int, context: Context) -
             [before, after],
             [context.samples[0]],
             target,
-            names=["float", "quantized"],
+            names=["before", "after"],
             seconds=SECONDS,
             seed=context.seed,
         )
