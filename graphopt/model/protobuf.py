@@ -45,6 +45,9 @@ Piece = bytes | Payload
 Visit = Callable[[int, int, int], Sequence[Piece] | None]
 """Called with a payload's field number, start and end; returns the fields to put in its place, or ``None``."""
 
+_EXTERNAL = b"\x70\x01"
+"""data_location: EXTERNAL, as a tensor's field."""
+
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 Fields = dict[int, Any]
@@ -77,12 +80,10 @@ def cut(buffer: Buffer, release: Callable[[int, int], None] = lambda offset, len
         before, previous = previous, start
         place = {"location": ELSEWHERE[field], "offset": str(start), "length": str(end - start)}
         entries = (_field(1, key.encode()) + _field(2, value.encode()) for key, value in place.items())
-        return [
-            b"".join(_field(13, entry) for entry in entries) + b"\x70\x01"
-        ]  # external_data, data_location
+        return [b"".join(_field(13, entry) for entry in entries)]  # external_data
 
     try:
-        pieces = _Walk(buffer, visit).message(0, len(buffer), _MODEL)
+        pieces = _Walk(buffer, visit, _EXTERNAL).message(0, len(buffer), _MODEL)
     except RecursionError:
         raise Malformed("its graphs are nested too deeply") from None
     release(0, len(buffer))
@@ -117,9 +118,11 @@ def size(pieces: Sequence[Piece]) -> int:
 class _Walk:
     """Rewrites a message by replacing payloads in it."""
 
-    def __init__(self, buffer: Buffer, visit: Visit) -> None:
+    def __init__(self, buffer: Buffer, visit: Visit, closing: bytes = b"") -> None:
         self.buffer = buffer
         self.visit = visit
+        self.closing = closing
+        """Put at the end of a tensor whose payload is replaced, where it wins over what the tensor itself says."""
 
     def message(self, start: int, end: int, fields: Fields) -> list[Piece] | None:
         """Return the message between ``start`` and ``end``, rewritten; ``None`` where nothing is replaced."""
@@ -160,7 +163,7 @@ class _Walk:
             raise Malformed(f"a field runs over the end at byte {end}")
         if not pieces or payloads > 1:  # a payload in several parts is for the parser to put together
             return None
-        return [*pieces, buffer[kept:end]]
+        return [*pieces, buffer[kept:end], self.closing if fields is _TENSOR else b""]
 
     def varint(self, position: int, end: int) -> tuple[int, int]:
         """Return the number at ``position``, and where it ends."""

@@ -245,6 +245,19 @@ def test_data_in_several_parts_are_left_to_the_parser(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.numpy(), np.arange(4000))
 
 
+def test_a_tensor_that_says_after_its_data_where_they_are(tmp_path: Path) -> None:
+    model = parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20]> main (float[2000] x) => (float[2000] y) { y = Add(x, w) }'
+    )
+    tensor = big("w", 3)
+    tensor.data_location = TensorProto.DEFAULT  # explicit, as onnxruntime writes it: field 14 after field 9
+    model.graph.initializer.append(tensor)
+    onnx.save(model, tmp_path / "m.onnx")
+    weight = load(tmp_path / "m.onnx").graph.initializers["w"].const_value
+    assert isinstance(weight, MappedTensor)
+    np.testing.assert_array_equal(weight.numpy(), np.full(BIG, 3, np.float32))
+
+
 def test_strings_and_sparse_tensors(tmp_path: Path) -> None:
     proto = parser.parse_model(
         """<ir_version: 10, opset_import: ["": 20]>
