@@ -59,6 +59,7 @@ PASSES: dict[str, str] = {
     "raise_opset": "RaiseOpset",
     "fuse_rotary": "FuseRotary",
     "fuse_attention": "FuseAttention",
+    "equalize_ranges": "EqualizeRanges",
     "quantize.insert_qdq": "InsertQdq",
     "eliminate_common": "EliminateCommon",
     "deduplicate_constants": "DeduplicateConstants",
