@@ -155,7 +155,7 @@ def run(tool: str, source: Path, scratch: Path, calibration: Path, limit: float)
     folder.mkdir()
     _, environment, _ = (TOOLS | WEIGHT_TOOLS)[tool]
     arguments = [tool, source, folder, calibration]
-    if failure := attempt(environment, "quantizers.py", arguments, limit):
+    if failure := attempt(environment, "quantizers.py", arguments, limit, scratch):
         return Row(tool, failure)
     found, size = figures(folder)
     return Row(tool, figures=found, path=folder / "model.onnx", megabytes=size)

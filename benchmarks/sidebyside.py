@@ -34,11 +34,22 @@ def python(environment: str | None) -> Path:
     return PEERS / environment / "bin" / "python" if environment else Path(sys.executable)
 
 
-def attempt(environment: str | None, script: str, arguments: Sequence[str | Path], limit: float) -> str:
-    """Run a script beside this file in a process of its own; return why it failed, ``""`` where it did not."""
+def attempt(
+    environment: str | None,
+    script: str,
+    arguments: Sequence[str | Path],
+    limit: float,
+    folder: Path | None = None,
+) -> str:
+    """Run a script beside this file in a process of its own, with ``folder`` for what it leaves lying about.
+
+    Return why it failed, ``""`` where it did not.
+    """
     command = [python(environment), HERE / script, *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, errors="replace")
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=limit, errors="replace", cwd=folder
+        )
     except subprocess.TimeoutExpired:
         return f"no result within {limit:.0f} s"
     if done.returncode:
