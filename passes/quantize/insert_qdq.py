@@ -15,6 +15,7 @@ from graphopt.query import attribute, constant, opset
 from graphopt.scheme import Scheme
 
 from .placement import CARRIERS, JOINS, PRODUCTS, Placement, Spot, product, spread
+from .rounding import Moments, fed_back, geometry, observable
 
 MICROSOFT = "com.microsoft"
 PER_AXIS, WIDE = 13, 21
@@ -48,13 +49,18 @@ class InsertQdq(Pass):
     weights: Literal["int8", "int4"] = Field("int8", description="integers of weights")
     per_channel: bool = Field(True, description="a scale for each output channel of a weight")
     symmetric: bool = Field(False, description="let 0 be the middle of the activations' integers")
-    calibrator: str = Field("minmax", description="how ranges are found: the name of a registered calibrator")
+    calibrator: str = Field(
+        "percentile", description="how ranges are found: the name of a registered calibrator"
+    )
     operators: tuple[str, ...] = Field(
         (), description="operators to quantize; all that can be where none are named"
     )
     include: tuple[str, ...] = Field((), description="patterns of nodes, weights or modules to quantize")
     exclude: tuple[str, ...] = Field(
         (), description="patterns of nodes, weights or modules to leave in floats"
+    )
+    rounding: Literal["feedback", "nearest"] = Field(
+        "feedback", description="round weights so that errors make up for each other, or each by itself"
     )
     reduce_range: bool = Field(
         False, description="leave one bit of weights unused, for processors without VNNI"
@@ -66,8 +72,8 @@ class InsertQdq(Pass):
         placement = self._place(model, context, report)
         if not placement.spots:
             return report
-        ranges = self._ranges(model, placement, context)
-        editor = _Editor(model, self, placement, ranges)
+        ranges, moments = self._ranges(model, placement, context)
+        editor = _Editor(model, self, placement, ranges, moments)
         for spot in placement.spots.values():
             editor.edit(spot)
         report.restored = editor.restored()
@@ -104,13 +110,24 @@ class InsertQdq(Pass):
 
     def _ranges(
         self, model: ir.Model, placement: Placement, context: Context
-    ) -> dict[ir.Value, tuple[float, float]]:
-        """Return the range of each value that has one of its own."""
+    ) -> tuple[dict[ir.Value, tuple[float, float]], dict[ir.Node, Moments]]:
+        """Return the range of each value that has one of its own, and what is known of what layers read."""
+        moments: dict[ir.Node, Moments] = {}
         make, scheme = get_calibrator(self.calibrator), self.scheme
         sources = list(dict.fromkeys(placement.source(value) for value in placement.shares))
         watched = {value: make(scheme) for value in sources}
-        observe(model, {value.name or "": one for value, one in watched.items()}, context)
-        return {value: one.range() for value, one in watched.items()}
+        observers: dict[str, list[Any]] = {value.name or "": [one] for value, one in watched.items()}
+        shared: dict[Any, Moments] = {}
+        for spot in placement.spots.values():
+            if self.rounding == "feedback" and spot.weight is not None and observable(spot.node):
+                (x,) = spot.inputs.values()
+                known = (x, geometry(spot.node))
+                if known not in shared:
+                    shared[known] = Moments(spot.node, context.seed)
+                    observers.setdefault(x.name or "", []).append(shared[known])
+                moments[spot.node] = shared[known]
+        observe(model, observers, context)
+        return {value: one.range() for value, one in watched.items()}, moments
 
     @property
     def scheme(self) -> Scheme:
@@ -132,8 +149,10 @@ class _Editor:
         options: InsertQdq,
         placement: Placement,
         ranges: Mapping[ir.Value, tuple[float, float]],
+        moments: Mapping[ir.Node, Moments],
     ) -> None:
         self.model, self.options, self.placement, self.ranges = model, options, placement, ranges
+        self.moments = moments
         self.graph = model.graph
         self.integers = placement.integers()
         self.names = Names(model)
@@ -195,14 +214,19 @@ class _Editor:
         assert value is not None
         w = constant(value)
         axis = _channels(node, w.ndim)
-        rest = tuple(i for i in range(w.ndim) if i != axis)
-        largest = np.abs(w).max(rest, keepdims=True) if self.options.per_channel else np.abs(w).max()
+        rows = np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)  # a row for each output
+        largest = np.abs(rows).max(1, keepdims=True) if self.options.per_channel else np.abs(w).max()
         scale, zero_point = scheme.parameters(-largest, largest)
-        q = scheme.quantize(w, scale, zero_point)
-        self._constant(spot, spot.weight, q, scheme.dtype, scale, axis)
+        shift: Array = 0.0
+        if node in self.moments and self.moments[node].count and scheme.dtype.is_signed():
+            q, shift = fed_back(rows, scale, scheme, self.moments[node], spot.bias is not None)
+        else:
+            q = scheme.quantize(rows, scale, zero_point)
+        shape = [w.shape[axis], *(size for i, size in enumerate(w.shape) if i != axis)]
+        self._constant(spot, spot.weight, np.moveaxis(q.reshape(shape), 0, axis), scheme.dtype, scale, axis)
         if spot.bias is None:
             return
-        b = constant(node.inputs[spot.bias])
+        b = constant(node.inputs[spot.bias]) + shift
         scales = np.broadcast_to((scale * activation_scale).reshape(-1), b.shape).astype(np.float64)
         rounded = np.clip(np.rint(b / scales), -(2**31), 2**31 - 1).astype(np.int64)
         self._constant(spot, spot.bias, rounded, ir.DataType.INT32, scales.astype(np.float32), 0)
