@@ -18,7 +18,7 @@ import numpy as np
 from memory import peak_bytes  # beside this file
 
 PACKAGES = {
-    "quantize-onnxruntime": ["onnxruntime", "onnx", "sympy"],
+    "quantize-onnxruntime": ["onnxruntime", "onnx", "onnx-ir", "sympy"],
     "nncf": ["nncf==3.4.0", "onnx", "onnxruntime"],
     "onnx-neural-compressor": ["onnx-neural-compressor==1.0", "prettytable", "scipy"],
     "openvino": ["openvino==2026.4.1"],
@@ -30,12 +30,12 @@ Quantize = Callable[[Path, Path, Feeds], object]
 
 
 def read_feeds(path: str) -> Feeds:
-    """Return feeds as :func:`graphopt.feeds.save` writes them, ``name/i`` of feed i."""
+    """Return feeds as :func:`graphopt.feeds.save` writes them, ``name/i`` of feed i; a single one as ``name``."""
     feeds: dict[int, dict[str, Any]] = {}
     with np.load(path) as arrays:
         for key in arrays.files:
-            name, _, number = key.rpartition("/")
-            feeds.setdefault(int(number), {})[name] = arrays[key]
+            name, _, number = key.partition("/")
+            feeds.setdefault(int(number or 0), {})[name] = arrays[key]
     return [feeds[i] for i in sorted(feeds)]
 
 
@@ -101,6 +101,9 @@ def four_bits(k_quant: bool = False, **options: Any) -> Quantize:
         config = tool.KQuantWeightOnlyQuantConfig() if k_quant else None
         quantizer = tool.MatMulNBitsQuantizer(onnx.load(source), block_size=32, algo_config=config, **options)
         quantizer.process()
+        imports = quantizer.model.model.opset_import
+        if all(each.domain != "com.microsoft" for each in imports):  # k_quant leaves that out
+            imports.append(onnx.helper.make_opsetid("com.microsoft", 1))
         quantizer.model.save_model_to_file(str(target))
 
     return quantize
