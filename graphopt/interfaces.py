@@ -149,6 +149,19 @@ class NodeTime:
     """Median over the profiled runs."""
 
 
+@dataclass(frozen=True)
+class IntegerSupport:
+    """Which integers a target multiplies fast and without overflow."""
+
+    instructions: str
+    """What the processor has for it, for reports."""
+    activations: str
+    """The type of activations: ``uint8`` or ``int8``."""
+    weights: str
+    reduce_range: bool
+    """Whether weights must leave one bit unused for sums not to saturate."""
+
+
 class Executable(abc.ABC):
     """A model compiled for one device. A context manager; closing it frees the device's memory."""
 
@@ -207,6 +220,10 @@ class Backend(abc.ABC):
         that does not say runs what ONNX defines.
         """
         return domain == ""
+
+    def integers(self) -> IntegerSupport | None:
+        """Return which integers the target multiplies fast, on this machine; ``None`` where that is not known."""
+        return None
 
     def choices(self) -> Iterable[Mapping[str, Any]]:
         """Yield settings of :meth:`compile` that may suit a model better than the default ones."""

@@ -61,6 +61,7 @@ PASSES: dict[str, str] = {
     "fuse_attention": "FuseAttention",
     "equalize_ranges": "EqualizeRanges",
     "quantize.insert_qdq": "InsertQdq",
+    "quantize.quantize_static": "QuantizeStatic",
     "eliminate_common": "EliminateCommon",
     "deduplicate_constants": "DeduplicateConstants",
     "eliminate_dead": "EliminateDead",

@@ -17,11 +17,12 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import OptionError, UnavailableError
-from ..interfaces import Backend, Executable, NodeTime, place
+from ..interfaces import Backend, Executable, IntegerSupport, NodeTime, place
 from ..model import clone
 from ..plugins import did_you_mean
 from ..query import all_nodes
 from ..settings import noted
+from . import integers
 from . import session as sessions
 from .session import CPU
 
@@ -125,6 +126,10 @@ class OnnxRuntime(Backend):
                 f"{self.name}: it takes no node of this model; onnxruntime runs {where}; use another target"
             )
         return made
+
+    def integers(self) -> IntegerSupport | None:
+        """Return what this machine's processor multiplies fast; nothing is known of other devices."""
+        return integers.processor() if self.providers[0] == CPU else None
 
     def choices(self) -> Iterable[Mapping[str, Any]]:
         """Yield fewer and fewer optimizations: for some models all of them are slower than none."""

@@ -62,13 +62,30 @@ class InsertQdq(Pass):
     rounding: Literal["feedback", "nearest"] = Field(
         "feedback", description="round weights so that errors make up for each other, or each by itself"
     )
-    reduce_range: bool = Field(
-        False, description="leave one bit of weights unused, for processors without VNNI"
+    reduce_range: bool | None = Field(
+        None, description="leave one bit of weights unused; by default where the target's sums would saturate"
     )
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Place, calibrate, and put the pairs in."""
+        known = context.target.integers() if context.target is not None else None
+        scheme = {
+            "activations": self.activations or (known.activations if known else "uint8"),
+            "reduce_range": known is not None and known.reduce_range
+            if self.reduce_range is None
+            else self.reduce_range,
+        }
+        return self.model_copy(update=scheme)._run(model, context)
+
+    def _run(self, model: ir.Model, context: Context) -> PassReport:
         report = PassReport()
+        own = context.target is None or context.target.supports(MICROSOFT, "QuantizeLinear")
+        if opset_of(model) < PER_AXIS and not own:
+            report.notes.append(
+                f"opset {opset_of(model)} knows no scales along an axis: nothing is quantized; "
+                f"put raise-opset{{to={PER_AXIS}}} before"
+            )
+            return report
         placement = self._place(model, context, report)
         if not placement.spots:
             return report
@@ -132,12 +149,12 @@ class InsertQdq(Pass):
     @property
     def scheme(self) -> Scheme:
         """The integers of activations."""
-        return Scheme(ir.DataType[self.activations.upper()], symmetric=self.symmetric)
+        return Scheme(ir.DataType[(self.activations or "uint8").upper()], symmetric=self.symmetric)
 
     @property
     def weight_scheme(self) -> Scheme:
         """The integers of weights: always symmetric, which kernels are fastest at."""
-        return Scheme(ir.DataType[self.weights.upper()], symmetric=True, reduce_range=self.reduce_range)
+        return Scheme(ir.DataType[self.weights.upper()], symmetric=True, reduce_range=bool(self.reduce_range))
 
 
 class _Editor:

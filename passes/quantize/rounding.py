@@ -17,6 +17,8 @@ WIDEST = 1536
 """Products that sum over more numbers round to nearest: their second moments would take too much memory."""
 DAMPING = 0.01
 """Of the mean variance, added to each: what calibration data did not show may come, too."""
+ROUNDING = 1e-5
+"""Of the mean second moment, added as well: what float32 sums may have rounded away."""
 BLOCK = 64
 
 
@@ -67,7 +69,8 @@ class Moments:
         where = tuple(
             (at[i] * strides[i]).reshape(-1, *[1] * dims) + grid[i] for i in range(dims)
         )  # (places, *kernel)
-        seen = padded[(sample.reshape(-1, *[1] * dims), slice(None), *where)]  # (places, *kernel, channels)
+        channels_last = np.moveaxis(padded, 1, -1)
+        seen = channels_last[(sample.reshape(-1, *[1] * dims), *where)]  # (places, *kernel, channels)
         seen = np.moveaxis(seen, -1, 1).reshape(len(chosen), self.groups, -1)
         return np.ascontiguousarray(seen.transpose(1, 0, 2), np.float32)
 
@@ -118,11 +121,12 @@ def fed_back(w: Array, scale: Array, scheme: Scheme, moments: Moments, has_bias:
     rows = w.reshape(groups, -1, w.shape[-1]).astype(np.float64)
     scales = np.broadcast_to(scale, (w.shape[0], 1)).reshape(groups, -1, 1).astype(np.float64)
     h, mean = moments.second, moments.mean
+    noise = ROUNDING * np.trace(h, axis1=1, axis2=2) / h.shape[1]
     if has_bias:
         h = h - mean[:, :, None] * mean[:, None, :]
     spread = np.trace(h, axis1=1, axis2=2) / h.shape[1]
-    h = h + np.eye(h.shape[1]) * np.maximum(DAMPING * spread, 1e-12)[:, None, None]
-    upper = np.linalg.cholesky(np.linalg.inv(h)).transpose(0, 2, 1)
+    h = h + np.eye(h.shape[1]) * np.maximum(DAMPING * spread, noise + 1e-12)[:, None, None]
+    upper = np.linalg.cholesky(_inverse(h)).transpose(0, 2, 1)
     left, q = rows.copy(), np.zeros(rows.shape, np.int64)
     columns = rows.shape[2]
     for start in range(0, columns, BLOCK):
@@ -137,3 +141,11 @@ def fed_back(w: Array, scale: Array, scheme: Scheme, moments: Moments, has_bias:
     lost = rows - q * scales
     shift = (lost @ mean[:, :, None])[:, :, 0].reshape(-1) if has_bias else np.zeros(w.shape[0])
     return q.reshape(w.shape), shift
+
+
+def _inverse(h: Array) -> Array:
+    """Return the inverse of symmetric matrices, whose eigenvalues rounding may have made 0 or less."""
+    values, vectors = np.linalg.eigh(h)
+    values = np.maximum(values, 1e-6 * values[:, -1:] + 1e-30)
+    inverse: Array = (vectors / values[:, None, :]) @ vectors.transpose(0, 2, 1)
+    return (inverse + inverse.transpose(0, 2, 1)) / 2
