@@ -14,6 +14,7 @@ from graphopt.calibration import get_calibrator, observe
 from graphopt.query import attribute, constant, opset
 from graphopt.scheme import Scheme
 
+from .drift import drift, told
 from .placement import CARRIERS, JOINS, PRODUCTS, Placement, Spot, product, spread
 from .rounding import Moments, fed_back, geometry, observable
 
@@ -94,6 +95,19 @@ class InsertQdq(Pass):
         for spot in placement.spots.values():
             editor.edit(spot)
         report.restored = editor.restored()
+        outputs = {value.name or "": value.name or "" for value in model.graph.outputs}
+        stands = {name: name for name in outputs if name in editor.made()} | {
+            value.name or "": pair.name or ""
+            for value, pair in editor.pairs.items()
+            if value.producer() is not None
+        }
+        nodes = {
+            spot.output.name or "": spot.node.outputs[0].name or ""
+            for spot in placement.spots.values()
+            if spot.output is not None and spot.weight is not None
+        }
+        found = drift(report.restored, model, stands, context)
+        report.notes += told(report.restored, nodes, found)
         return report
 
     def _place(self, model: ir.Model, context: Context, report: PassReport) -> Placement:
@@ -178,6 +192,10 @@ class _Editor:
         self.floats: dict[str, ir.TensorProtocol] = {}
         """The float weights, by the name of the value that stands for them."""
         self.scales: dict[ir.Value, tuple[ir.Value, ir.Value, Array]] = {}
+
+    def made(self) -> set[str]:
+        """Return the names of what nodes make."""
+        return {value.name or "" for node in self.graph for value in node.outputs}
 
     def edit(self, spot: Spot) -> None:
         """Let a node read integers, and give integers where it has an output to be quantized."""

@@ -1,0 +1,77 @@
+"""How far a quantized model is from the float one, output by output and layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt import Context
+from graphopt.calibration import observe
+from graphopt.closeness import Difference
+
+Array = np.ndarray[Any, Any]
+SAMPLES = 2
+"""The values of so many are held."""
+SHOWN = 5
+
+
+class _Kept:
+    """An observer that keeps what it sees."""
+
+    def __init__(self) -> None:
+        self.arrays: list[Array] = []
+
+    def update(self, array: Array) -> None:
+        self.arrays.append(array)
+
+
+def drift(before: ir.Model, after: ir.Model, stands: Mapping[str, str], context: Context) -> dict[str, float]:
+    """Return the SQNR in decibels of each value, by its name in ``before``; ``stands`` says what it is in ``after``."""
+    data = list(islice(context.calibration if context.calibration is not None else context.samples, SAMPLES))
+    kept: list[dict[str, _Kept]] = []
+    for model, names in ((before, stands.keys()), (after, stands.values())):
+        kept.append({name: _Kept() for name in names})
+        observe(model, kept[-1], Context(model, calibration=data, progress=context.progress), what="drift")
+    found = {}
+    for name, other in stands.items():
+        difference = Difference(name)
+        for a, b in zip(kept[0][name].arrays, kept[1][other].arrays, strict=True):
+            difference.add(a, b)
+        found[name] = difference.sqnr_db
+    return found
+
+
+def told(model: ir.Model, nodes: Mapping[str, str], found: Mapping[str, float]) -> list[str]:
+    """Return sentences: the outputs, the layers that add most noise, and what to exclude.
+
+    ``nodes`` says what patterns call the node that each value is made by.
+    """
+    outputs = [v.name or "" for v in model.graph.outputs if v.name in found]
+    notes = [f"output {name}: {found[name]:.1f} dB from float" for name in outputs]
+    lost = _lost(model, found)
+    worst = sorted(lost.keys() & nodes.keys(), key=lambda name: (-lost[name], name))[:SHOWN]
+    if worst:
+        layers = ", ".join(f"{name} {found[name]:.1f} dB" for name in worst)
+        notes.append(f"layers that add most noise, the worst first: {layers}")
+        notes.append(f"to lose less, try exclude=[{','.join(nodes[name] for name in worst[:3])}]")
+    return notes
+
+
+def _lost(model: ir.Model, found: Mapping[str, float]) -> dict[str, float]:
+    """Return the share of noise that each value has beyond those of the values that it is made of."""
+    noise: dict[ir.Value, float] = {}
+    lost: dict[str, float] = {}
+    for node in model.graph:
+        came = max((noise.get(value, 0.0) for value in node.inputs if value is not None), default=0.0)
+        for value in node.outputs:
+            name = value.name or ""
+            if name in found:
+                noise[value] = 10 ** (-found[name] / 10)
+                lost[name] = noise[value] - came
+            else:
+                noise[value] = came
+    return lost
