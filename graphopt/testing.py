@@ -7,6 +7,7 @@ sentence about the outcome; fenced blocks give the graphs in ONNX's textual synt
     ```onnx after       what it must become, printed by graphopt.text.to_text
     ```options          options of the pass, as in a pipeline: limit_bytes=16,strict=true
     ```declined         instead of, or beside, an after block: lines "operator place: reason"
+    ```calibration      calibration data for a pass that needs them: each line one sample, as JSON
 
 A case without an after block must leave the graph as it is. ``pytest --accept`` writes the after and declined
 blocks anew; read the diff.
@@ -15,6 +16,7 @@ blocks anew; read the diff.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,7 +39,7 @@ from .report import PassEntry
 from .samples import draw
 from .text import from_text, to_text
 
-BLOCK = re.compile(r"^```(onnx before|onnx after|declined|options)\n(.*?)^```$", re.M | re.S)
+BLOCK = re.compile(r"^```(onnx before|onnx after|declined|options|calibration)\n(.*?)^```$", re.M | re.S)
 RTOL = {ir.DataType.FLOAT16: 2e-3, ir.DataType.BFLOAT16: 2e-2}
 """Relative to the largest element of the output; 1e-5 for all other types."""
 
@@ -79,7 +81,8 @@ class Case(pytest.Item):
         (step,) = pipelines.parse(f"{self.path.stem}{{{options}}}").passes()
         before = from_text(self.blocks["onnx before"])
         unchanged = to_text(before)
-        after, entry, reference = run(step, before)
+        calibration = _calibration(self.blocks.get("calibration"), before)
+        after, entry, reference = run(step, before, calibration=calibration)
         declined = "".join(f"{d.op_type} {d.where}: {d.reason}\n" for d in entry.declined)
         text = to_text(after)
         if self.config.getoption("--accept"):
@@ -92,7 +95,7 @@ class Case(pytest.Item):
             if "declined" in self.blocks:
                 same("declined", self.blocks["declined"], declined)
         same("input model", unchanged, to_text(before))
-        check_result(step, before, after, reference)
+        check_result(step, before, after, reference, calibration)
 
     def _accept(self, text: str, unchanged: str, declined: str) -> None:
         section = self.section
@@ -117,11 +120,24 @@ class Case(pytest.Item):
         return self.path, None, f"{self.path.stem}: {self.name}"
 
 
-def run(step: Pass, model: ir.Model, limit: int | None = None) -> tuple[ir.Model, PassEntry, ir.Model | None]:
+def _calibration(text: str | None, model: ir.Model) -> list[dict[str, Any]] | None:
+    """Return the samples of a calibration block, in the types that the model declares."""
+    types = {value.name: value.dtype.numpy() for value in model.graph.inputs if value.dtype is not None}
+    lines = [json.loads(line) for line in (text or "").splitlines()]
+    return [{k: np.array(v, types[k]) for k, v in line.items()} for line in lines] or None
+
+
+def run(
+    step: Pass,
+    model: ir.Model,
+    limit: int | None = None,
+    *,
+    calibration: Iterable[Mapping[str, Any]] | None = None,
+) -> tuple[ir.Model, PassEntry, ir.Model | None]:
     """Run one pass on a copy of ``model`` as the driver does; return the result, the report and the reference."""
     copy = clone(model)
     target = plugins.get_backend("onnxruntime:cpu")
-    context = Context(copy, samples=lambda: draw(model), target=target, limit=limit)
+    context = Context(copy, samples=lambda: draw(model), calibration=calibration, target=target, limit=limit)
     keeper = _Keeper()
     execution = Execution(copy, pipelines.Pipeline((step,)), context, Plan(limit), keeper)
     execution.run()
@@ -138,14 +154,20 @@ class _Keeper(Unchecked):
         self.reference = reports[-1].reference
 
 
-def check_result(step: Pass, before: ir.Model, after: ir.Model, reference: ir.Model | None) -> None:
+def check_result(
+    step: Pass,
+    before: ir.Model,
+    after: ir.Model,
+    reference: ir.Model | None,
+    calibration: Iterable[Mapping[str, Any]] | None = None,
+) -> None:
     """Raise AssertionError where ``after`` is invalid, computes something else, or is not a fixed point of ``step``."""
     valid(after)
     if step.effect is Effect.EXACT:
         same_outputs(before, after)
     elif reference is not None:
         same_outputs(reference, after)
-    again, entry, _ = run(step, after)
+    again, entry, _ = run(step, after, calibration=calibration)
     if step.effect is Effect.EXACT:
         same("result of a second run", to_text(after), to_text(again))
         assert not entry.applied, f"a second run applied {len(entry.applied)} rewrites and changed nothing"
@@ -252,13 +274,16 @@ def _same_array(value: ir.Value, want: Any, got: Any) -> None:
 # --- the conformance kit ----------------------------------------------------------------------------------------------
 
 
-def conformance(step: Pass | type[Pass], models: Iterable[ir.Model | str] = ()) -> None:
+def conformance(
+    step: Pass | type[Pass], models: Iterable[ir.Model | str] = (), *, calibrated: bool = False
+) -> None:
     """Hold a pass to everything that graphopt asks of one; raise AssertionError that says what it breaks.
 
     Args:
         step: the pass, or its class where no option is required.
         models: graphs, or their text, on each of which the pass must find something to do. A few graphs that
             every pass must survive are added.
+        calibrated: give it the inputs drawn for each graph as calibration data.
 
     Checked on every graph: the pass does not raise, its result is valid, computes the same (lossy: as its
     reference), the given model is untouched, a second run changes nothing, two runs give the same text, each
@@ -270,12 +295,12 @@ def conformance(step: Pass | type[Pass], models: Iterable[ir.Model | str] = ()) 
     documented(step)
     fires = [from_text(m) if isinstance(m, str) else m for m in models]
     for model in fires:
-        _, entry, _ = run(step, model)
+        _, entry, _ = run(step, model, calibration=draw(model) if calibrated else None)
         assert entry.applied, f"{step.name} finds nothing to do in\n{to_text(model)}\n" + "\n".join(
             f"{d.op_type} {d.where}: {d.reason}" for d in entry.declined
         )
     for model in [*fires, *(from_text(text) for text in SURVIVED)]:
-        _conforms(step, model)
+        _conforms(step, model, draw(model) if calibrated else None)
 
 
 def documented(step: Pass) -> None:
@@ -290,20 +315,20 @@ def documented(step: Pass) -> None:
         assert pipelines.parse(text).steps == (step,), f"{text} does not parse back to {step!r}"
 
 
-def _conforms(step: Pass, model: ir.Model) -> None:
+def _conforms(step: Pass, model: ir.Model, calibration: Sequence[Mapping[str, Any]] | None = None) -> None:
     text = to_text(model)
-    after, entry, reference = run(step, model)
+    after, entry, reference = run(step, model, calibration=calibration)
     same(f"{step.name} changed the model it was given, which", text, to_text(model))
     for declined in entry.declined:
         assert declined.reason.strip(), f"{step.name} declined {declined.where} without a reason"
-    check_result(step, model, after, reference)
-    again, _, _ = run(step, model)
+    check_result(step, model, after, reference, calibration)
+    again, _, _ = run(step, model, calibration=calibration)
     same(f"{step.name} run twice on one model gives two results, which", to_text(after), to_text(again))
     assert [a.number for a in entry.applied] == list(range(1, len(entry.applied) + 1)), (
         "rewrites are misnumbered"
     )
     for limit in range(len(entry.applied)):
-        limited, some, partial = run(step, model, limit)
+        limited, some, partial = run(step, model, limit, calibration=calibration)
         assert len(some.applied) == limit, (
             f"{step.name}: {len(some.applied)} rewrites at bisect limit {limit}"
         )

@@ -60,6 +60,7 @@ PASSES: dict[str, str] = {
     "fuse_rotary": "FuseRotary",
     "fuse_attention": "FuseAttention",
     "equalize_ranges": "EqualizeRanges",
+    "smooth_activations": "SmoothActivations",
     "quantize.insert_qdq": "InsertQdq",
     "quantize.quantize_static": "QuantizeStatic",
     "eliminate_common": "EliminateCommon",

@@ -62,6 +62,8 @@ class Operand:
             made: Array = spread.astype(array.dtype)
         if not np.isfinite(made).all():
             raise Decline(f"{self.value.name} times the scale overflows {array.dtype}")
+        if 0 < np.abs(spread).max(initial=0) < np.finfo(array.dtype).tiny:
+            raise Decline(f"{self.value.name} times the scale underflows {array.dtype}")
         return made.reshape(array.shape) if made.size == array.size else made
 
 
@@ -90,6 +92,16 @@ class Layer:
     def out_channels(self) -> int:
         """How many channels it makes."""
         return self.shape[0] * self.shape[self.outputs_axis]
+
+    @property
+    def in_channels(self) -> int:
+        """How many channels it reads."""
+        return self.shape[0] * self.shape[self.inputs_axis]
+
+    def matrix(self) -> Array:
+        """Return the weights of a Gemm or MatMul as (inputs, outputs)."""
+        w: Array = np.moveaxis(constant(self.inputs.value), self.inputs_axis - 1, 0)
+        return w.astype(np.float32, copy=False)
 
     def magnitudes(self) -> Array:
         """Return the largest magnitude for each pair of channels: (groups, outputs, inputs) of a group."""

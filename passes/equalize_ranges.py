@@ -48,7 +48,7 @@ class EqualizeRanges(Pass):
     LeakyRelu, PRelu, pooling) or none. Serves one scale for a whole tensor of weights; one for each output channel
     needs it less, and its activations may suffer: compare the drift. It needs no data.
 
-    Exact up to rounding. Source: Nagel et al. 2019 (arXiv:1906.04721), equations 5 to 8 and 11.
+    Exact up to rounding. Source: Nagel et al. 2019 (arXiv:1906.04721), section 4.1.
     """
 
     include: tuple[str, ...] = Field(
