@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 
-from graphopt import Context, Decline, Effect, Names, Pass, PassReport, clone, selected
+from graphopt import Context, Decline, Effect, Names, Pass, PassReport, Shapes, clone, selected
 from graphopt.calibration import get_calibrator, observe
 from graphopt.query import attribute, constant, opset
 from graphopt.scheme import Scheme
@@ -113,6 +113,9 @@ class InsertQdq(Pass):
     def _place(self, model: ir.Model, context: Context, report: PassReport) -> Placement:
         """Decide which nodes run on integers; number them, and say of the others why not."""
         placement, nodes = Placement(), list(model.graph)
+        shapes = context.analysis(Shapes)
+        for node in nodes:
+            shapes.infer(node)  # an exporter need not say of which type values are
         wanted = frozenset(self.operators or (*PRODUCTS, *JOINS, *CARRIERS))
         for node in nodes:
             if node.op_type not in PRODUCTS or node.domain != "" or node.op_type not in wanted:

@@ -91,6 +91,7 @@ def test_passes_and_plugins_use_public_names_only(path: Path) -> None:
 PUBLIC_MODULES = {
     "graphopt.query",
     "graphopt.calibration",
+    "graphopt.closeness",
     "graphopt.scheme",
     "graphopt.testing",
     "graphopt.context",

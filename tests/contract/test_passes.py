@@ -15,7 +15,7 @@ BUILT_IN = [name for name in plugins.passes() if plugins.owner(name) == "builtin
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_a_built_in_pass_conforms(name: str) -> None:
-    conformance(plugins.get_pass(name))
+    conformance(plugins.get_pass(name), calibrated=True)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

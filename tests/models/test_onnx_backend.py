@@ -23,7 +23,14 @@ from onnx.backend.test.case.test_case import TestCase as BackendTest
 import graphopt
 from graphopt.backends import session as sessions
 
-COMPUTES = {"fold-constants", "fold-batchnorm", "fold-affine", "fold-pad", "merge-casts"}
+COMPUTES = {
+    "fold-constants",
+    "fold-batchnorm",
+    "fold-affine",
+    "fold-pad",
+    "merge-casts",
+    "simplify-arithmetic",
+}
 """Passes that compute new numbers; all others must leave every bit as it was."""
 RTOL, ATOL = 1e-3, 1e-7
 """What onnx allows a backend; tests may say otherwise."""
