@@ -480,11 +480,15 @@ def build(
     return model, feed, [t.rounded for t in outputs]
 
 
+CALIBRATED = {"smooth-activations"}
+"""Exact passes that look at calibration data, which must be finite; their own tests hold them to this."""
+
+
 def exact_passes() -> list[str]:
     return sorted(
         name
         for name, cls in plugins.passes().items()
-        if cls.effect is Effect.EXACT and plugins.owner(name) == "builtin"
+        if cls.effect is Effect.EXACT and plugins.owner(name) == "builtin" and name not in CALIBRATED
     )
 
 
