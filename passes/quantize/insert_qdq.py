@@ -15,6 +15,7 @@ from graphopt.query import attribute, constant, opset
 from graphopt.scheme import Scheme
 
 from .drift import drift, told
+from .floats import FLOAT
 from .placement import CARRIERS, JOINS, PRODUCTS, Placement, Spot, product, spread
 from .rounding import Moments, fed_back, geometry, observable
 
@@ -291,7 +292,7 @@ class _Editor:
         dq.outputs[0].type, dq.outputs[0].shape = value.type, value.shape
         self.graph.insert_before(node, dq)
         node.replace_input_with(index, dq.outputs[0])
-        self.floats[dq.outputs[0].name or ""] = value.const_value
+        self.floats[dq.outputs[0].name or ""] = dq.outputs[0].meta[FLOAT] = value.const_value
         if not value.uses() and not value.is_graph_output() and value.is_initializer():
             self.graph.initializers.pop(value.name or "")
 

@@ -1,0 +1,194 @@
+"""Take out of the biases what quantization adds to each channel on average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field
+
+from graphopt import Decline, Effect, Names, Pass, PassReport, clone, selected
+from graphopt.calibration import ChannelStatistics, observe
+from graphopt.query import constant, is_constant, is_op
+
+from .quantize.floats import in_floats
+
+if TYPE_CHECKING:
+    from graphopt import Context
+
+Array = np.ndarray[Any, Any]
+
+
+class CorrectBias(Pass):
+    """Replace the bias ``b`` of a quantized layer by ``b + E[y] - E[ỹ]``, so that its channels keep their means.
+
+    ``E[y]`` is the mean of each output channel over the calibration data in the float model, ``E[ỹ]`` that in the
+    quantized one. Layers follow one another: each is compared when all those before it are corrected, so that no
+    shift is corrected twice. It runs behind ``insert-qdq`` or ``quantize-static`` in one pipeline, from which it has
+    the float weights; of a file that was quantized before it corrects only what pairs on activations do.
+
+    Lossy: with the old biases back the result must be what it was. Source: Nagel et al. 2019 (arXiv:1906.04721),
+    section 4.2, with the means from data as in its appendix D.
+    """
+
+    effect: ClassVar[Effect] = Effect.LOSSY
+
+    include: tuple[str, ...] = Field((), description="patterns of layers or modules to correct")
+    exclude: tuple[str, ...] = Field((), description="patterns of layers or modules to leave as they are")
+
+    def run(self, model: ir.Model, context: Context) -> PassReport:
+        """Compare the means of each generation of layers, and correct them before the next."""
+        report, names = PassReport(), Names(model)
+        layers = self._layers(model, report)
+        if not layers:
+            return report
+        original, unknown = in_floats(model)
+        if unknown:
+            report.notes.append(
+                f"weights such as {unknown[0]} ({len(unknown)} in all) are not known in floats any more: only what "
+                f"pairs on activations do is corrected; run {self.name} in the pipeline that quantizes"
+            )
+        wanted = _means(original, layers, context, "means in floats")
+        undo: list[_Change] = []
+        generations = list(_generations(model, layers))
+        for number, generation in enumerate(generations, 1):
+            got = _means(model, generation, context, f"means in integers, {number} of {len(generations)}")
+            for each in generation:
+                shift = wanted[each.name] - got[each.name]
+                if not shift.any():
+                    continue
+                if context.admit(report, each.node, f"by {np.abs(shift).max():.2g} at most"):
+                    undo.append(_corrected(each, shift, names))
+        if report.applied:
+            report.restored = _restored(model, undo)
+        return report
+
+    def _layers(self, model: ir.Model, report: PassReport) -> list[_Layer]:
+        found = []
+        for node in model.graph:
+            if not is_op(node, "Conv", "Gemm", "MatMul") or not _integers(node.inputs[1]):
+                continue
+            try:
+                if not selected(node, self.include, self.exclude):
+                    raise Decline("it is not selected")
+                found.append(_Layer(node, *_bias(node)))
+            except Decline as reason:
+                report.decline(node, str(reason))
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A layer with integer weights, and where its bias is."""
+
+    node: ir.Node
+    holder: ir.Node
+    """Reads the constant: a DequantizeLinear of a bias in integers, the layer itself, or the Add behind it."""
+    index: int
+
+    @property
+    def name(self) -> str:
+        """The name of what the layer makes."""
+        return self.node.outputs[0].name or ""
+
+    @property
+    def axis(self) -> int:
+        """The axis of channels in what it makes."""
+        return 1 if self.node.op_type == "Conv" else -1
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A constant that took the place of another."""
+
+    new: str
+    old: ir.TensorProtocol
+
+
+def _integers(value: ir.Value | None) -> bool:
+    """Return whether ``value`` are weights behind a DequantizeLinear."""
+    node = value.producer() if value is not None else None
+    return node is not None and node.op_type == "DequantizeLinear" and is_constant(node.inputs[0])
+
+
+def _bias(node: ir.Node) -> tuple[ir.Node, int]:
+    """Return the node that reads the bias, and as which input."""
+    if node.op_type == "MatMul":
+        (reader,) = node.outputs[0].consumers() if len(node.outputs[0].uses()) == 1 else (None,)
+        if not is_op(reader, "Add") or node.outputs[0].is_graph_output():
+            raise Decline("no bias is added to it")
+        assert reader is not None
+        index = 1 if reader.inputs[0] is node.outputs[0] else 0
+        if not is_constant(reader.inputs[index]):
+            raise Decline("no constant bias is added to it")
+        return reader, index
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None:
+        raise Decline("it has no bias")
+    if _integers(bias):
+        maker = bias.producer()
+        assert maker is not None
+        return maker, 0
+    if not is_constant(bias):
+        raise Decline(f"its bias {bias.name} is computed")
+    return node, 2
+
+
+def _generations(model: ir.Model, layers: Sequence[_Layer]) -> Iterator[list[_Layer]]:
+    """Yield the layers in groups in which none feeds another, each group behind all that feed it."""
+    by_node = {each.node: each for each in layers}
+    depth: dict[ir.Value, int] = {}
+    found: dict[int, list[_Layer]] = {}
+    for node in model.graph:
+        deepest = max((depth.get(value, 0) for value in node.inputs if value is not None), default=0)
+        if node in by_node:
+            deepest += 1
+            found.setdefault(deepest, []).append(by_node[node])
+        for value in node.outputs:
+            depth[value] = deepest
+    yield from (found[i] for i in sorted(found))
+
+
+def _means(model: ir.Model, layers: Sequence[_Layer], context: Context, what: str) -> Mapping[str, Array]:
+    """Return the mean of each channel of what each layer makes."""
+    seen = {each.name: ChannelStatistics(each.axis) for each in layers}
+    observe(model, seen, context, what=what)
+    return {name: statistics.mean for name, statistics in seen.items()}
+
+
+def _corrected(each: _Layer, shift: Array, names: Names) -> _Change:
+    """Add ``shift`` to the bias."""
+    value = each.holder.inputs[each.index]
+    assert value is not None and each.holder.graph is not None
+    old = constant(value)
+    if each.holder.op_type == "DequantizeLinear":
+        scale = constant(each.holder.inputs[1]).astype(np.float64)
+        moved = np.clip(np.rint(old + shift / scale), -(2**31), 2**31 - 1).astype(old.dtype)
+    else:
+        moved = (old + shift.reshape(_along(old, shift, each))).astype(old.dtype)
+    tensor = ir.Tensor(moved, name=names.fresh(f"{value.name}_corrected"))
+    new = ir.Value(
+        name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(moved.shape), const_value=tensor
+    )
+    each.holder.graph.register_initializer(new)
+    each.holder.replace_input_with(each.index, new)
+    if value.is_initializer() and not value.uses() and not value.is_graph_output():
+        each.holder.graph.initializers.pop(value.name or "")
+    return _Change(new.name or "", ir.Tensor(old))
+
+
+def _along(old: Array, shift: Array, each: _Layer) -> tuple[int, ...]:
+    """Return the shape of ``shift`` in which it is added to a bias that may be one number, or have more axes."""
+    return (shift.size,) if each.axis == -1 or old.ndim < 2 else (shift.size, *[1] * (old.ndim - 2))
+
+
+def _restored(model: ir.Model, undo: Sequence[_Change]) -> ir.Model:
+    """Return the result with the old biases."""
+    model = clone(model)
+    for change in undo:
+        value = model.graph.initializers[change.new]
+        value.const_value, value.shape = change.old, ir.Shape(change.old.shape.numpy())
+    return model
