@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from graphopt.context import Context
 
 SECONDS = 4.0
-LARGEST_BYTES = 1 << 30
+LARGEST_BYTES = 1 << 29
 """Weights of more than this are not loaded twice to be measured."""
 SMALLEST_BYTES = 1 << 20
 

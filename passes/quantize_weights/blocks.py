@@ -125,7 +125,8 @@ def _tries(parts: Array, form: Format, weight: Array | None) -> Iterable[tuple[A
                 break
             size = _dot(whole, whole, weight)
             fitted = _dot(whole, parts, weight) / np.where(size > 0, size, 1)
-            s = np.where((size > 0) & (np.abs(fitted) > _TINY), fitted, s).astype(np.float32)
+            sound = (size > 0) & (np.abs(fitted) > _TINY) & np.isfinite(fitted)
+            s = np.where(sound, fitted, s).astype(np.float32)
             if not form.symmetric:
                 z = np.clip(np.rint((c - parts / s[..., None]).mean(2)), 0, form.top)
 

@@ -17,7 +17,7 @@ from .places import Place
 
 Array = np.ndarray[Any, Any]
 
-CHUNK = 1 << 18
+CHUNK = 1 << 16
 """Numbers that are rounded at a time: what takes part in it stays in the processor's cache."""
 WORKERS = 2
 IN_MEMORY_BYTES = 256 << 20
