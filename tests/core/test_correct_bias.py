@@ -104,6 +104,6 @@ def test_of_a_file_it_says_what_it_does_not_know(quantized: graphopt.Result, tmp
     )
     (entry,) = result.report.passes
     assert entry.notes == [
-        "weights such as w0_quantized (5 in all) are not known in floats any more: only what pairs on activations do is "
-        "corrected; run correct-bias in the pipeline that quantizes"
+        "weights such as w0_quantized (5 in all) are not known in floats any more: only what pairs on activations do "
+        "is corrected; run correct-bias in the pipeline that quantizes"
     ]
