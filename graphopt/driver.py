@@ -113,7 +113,8 @@ class Execution:
             before = self.context.count
             for group in groups:
                 self._group(group)
-                self._settled.update((self.entries[place].text, self.context.count) for place, _ in group)
+                done = [place for place, _ in group if place not in self.plan.skipped]
+                self._settled.update((self.entries[place].text, self.context.count) for place in done)
             if self.context.count == before:
                 return
         self.context.remarks.append(

@@ -51,8 +51,9 @@ def observe(
         The number of samples.
 
     Raises:
-        InputError: there are no calibration data; one does not fit the model; a float input is the same number
-            everywhere in all of them; or a value becomes NaN or infinite, the first one in the order of the graph.
+        InputError: there are no calibration data; one does not fit the model; each float input is the same number
+            everywhere in all of them (of one among others a remark tells); or a value becomes NaN or infinite, the
+            first one in the order of the graph.
     """
     data = _data(context)
     watched = {name: [o] if not isinstance(o, Sequence) else list(o) for name, o in observers.items()}
@@ -76,12 +77,20 @@ def observe(
                     _show(array, watched[name], name, count)
             done += 1
             context.progress(what, done, total)
-    for name, (low, high) in spans.items():
-        if low == high and count > 1:
-            raise InputError(
-                f"calibration data: input {name!r} is {low:g} everywhere in all {count} samples; give real inputs"
-            )
+    _check_spans(spans, count, context)
     return count
+
+
+def _check_spans(spans: Mapping[str, tuple[float, float]], count: int, context: Context) -> None:
+    """Refuse data that never vary; a state that begins with zeros, beside an input that varies, is worth a remark."""
+    flat = {name: low for name, (low, high) in spans.items() if low == high}
+    for name, number in flat.items():
+        where = f"all {count} samples" if count > 1 else "the only sample"
+        what = f"calibration data: input {name!r} is {number:g} everywhere in {where}"
+        if len(flat) == len(spans):
+            raise InputError(f"{what}; give real inputs")
+        if what not in context.remarks:
+            context.remarks.append(what)
 
 
 def _data(context: Context) -> Iterable[Feeds]:

@@ -459,3 +459,14 @@ def test_the_profile_names_the_nodes_of_the_graph(cpu):
     assert found == [("Conv", "r"), ("Sin", "s"), ("Cos", "p"), ("If", "y")]
     assert all(t.provider == CPU and t.milliseconds >= 0 for t in times)
     assert not model.graph[1].name
+
+
+def test_a_step_that_fails_is_told_as_a_run_is() -> None:
+    model = from_text("""<ir_version: 10, opset_import: ["" : 20]>
+        main (float[N] x, int64[1] at) => (float[M] y) { y = Gather (x, at) }""")
+    with plugins.get_backend("onnxruntime:cpu").compile(model) as executable:
+        executable.bind({"x": np.ones(2, np.float32), "at": np.array([7])})
+        with pytest.raises(
+            ModelError, match=r"^onnxruntime fails to run the model: .*indices element out of data bounds"
+        ):
+            executable.step()

@@ -102,6 +102,10 @@ def test_memory_does_not_grow_with_the_samples() -> None:
             "calibration data, sample 3: value 'l' becomes infinite",
         ),
         (
+            [{"x": np.full((1, 3), 5, np.float32)}],
+            "calibration data: input 'x' is 5 everywhere in the only sample; give real inputs",
+        ),
+        (
             [{"x": np.full((1, 3), 2, np.float32)}] * 4,
             "calibration data: input 'x' is 2 everywhere in all 4 samples; give real inputs",
         ),
@@ -118,6 +122,15 @@ def test_a_value_that_nobody_makes_is_named() -> None:
     model = from_text(MODEL)
     with pytest.raises(ModelError, match=r"^q: no node of the main graph makes a value of this name"):
         observe(model, {"q": Seen()}, context(model, feeds(1)))
+
+
+def test_one_input_of_several_that_never_varies_is_remarked() -> None:
+    model = from_text("""<ir_version: 10, opset_import: ["" : 20]>
+        main (float[2] x, float[2] state) => (float[2] y) { y = Add (x, state) }""")
+    data = [{"x": np.array([i, 1], np.float32), "state": np.zeros(2, np.float32)} for i in range(3)]
+    ctx = context(model, data)
+    assert observe(model, {"y": Seen()}, ctx) == 3
+    assert ctx.remarks == ["calibration data: input 'state' is 0 everywhere in all 3 samples"]
 
 
 def test_given_sample_inputs_serve_with_a_remark() -> None:

@@ -50,13 +50,16 @@ def rows(seed: int, count: int = 3) -> list[dict[str, np.ndarray]]:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 1000), st.floats(0, 1.5), st.booleans(), st.sampled_from([None, 0.25, 0.75, 1.0]))
-def test_a_random_layer_computes_the_same(
+def test_a_random_layer_computes_the_same_and_no_place_is_smoothed_twice(
     seed: int, spread: float, insert: bool, alpha: float | None
 ) -> None:
+    """A place whose gain was a hair too small may pass the second time: rounding decides between two zero points."""
     model, data = block(seed, spread), rows(seed)
     step = SmoothActivations(insert=insert, alpha=alpha)
-    after, _, _ = run(step, model, calibration=data)
+    after, first, _ = run(step, model, calibration=data)
     same_outputs(model, after, rows(seed + 1))
+    _, again, _ = run(step, after, calibration=data)
+    assert not {applied.where for applied in again.applied} & {applied.where for applied in first.applied}
 
 
 def test_it_conforms() -> None:
