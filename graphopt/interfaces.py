@@ -213,6 +213,14 @@ class Backend(abc.ABC):
     def profile(self, model: ir.Model, inputs: Mapping[str, np.ndarray], runs: int = 10) -> list[NodeTime]:
         """Return the time spent in each node, in the order of execution."""
 
+    def lowered(self, model: ir.Model, **settings: Any) -> ir.Model | None:
+        """Return the graph that the target really runs, without its larger weights; ``None`` where it does not tell.
+
+        Nodes bear the names of those in ``model`` that they come from, as those of :meth:`profile` do, and values
+        their types.
+        """
+        return None
+
     def supports(self, domain: str, op_type: str, dtype: ir.DataType | None = None) -> bool:
         """Return whether the target has a kernel of its own for an operator (on tensors of ``dtype``).
 

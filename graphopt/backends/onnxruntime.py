@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from ..errors import OptionError, UnavailableError
-from ..interfaces import Backend, Executable, IntegerSupport, NodeTime, place
-from ..model import clone
+from ..errors import ModelError, OptionError, UnavailableError
+from ..interfaces import Backend, Executable, IntegerSupport, NodeTime
 from ..plugins import did_you_mean
-from ..query import all_nodes
 from ..settings import noted
-from . import integers
+from . import integers, lowering
 from . import session as sessions
 from .session import CPU
 
@@ -105,7 +103,11 @@ class OnnxRuntime(Backend):
         return OnnxRuntimeExecutable(self._session(model, settings), self.device)
 
     def _session(
-        self, model: ir.Model, settings: Mapping[str, Any], profile: Path | None = None
+        self,
+        model: ir.Model,
+        settings: Mapping[str, Any],
+        profile: Path | None = None,
+        lowered: Path | None = None,
     ) -> onnxruntime.InferenceSession:
         if unknown := settings.keys() - SETTINGS:
             raise OptionError(
@@ -114,7 +116,8 @@ class OnnxRuntime(Backend):
         if reason := self.unavailable():
             raise UnavailableError(f"{self.name}: {reason}; `graphopt backends` lists what can be used")
         settings = {**_noted(model, self.name), **settings}
-        given = {**settings, "providers": self.providers, "configure": self._configure, "profile": profile}
+        given = {**settings, "providers": self.providers, "configure": self._configure}
+        given |= {"profile": profile, "lowered": lowered}
         config = {**_places(settings.get("threads")), **(settings.get("config") or {})}
         if self.providers[0] == CPU:
             return sessions.create(model, **{**given, "config": config})
@@ -140,20 +143,32 @@ class OnnxRuntime(Backend):
 
         On a GPU it is the time to launch the node. Nodes that onnxruntime made bear its names.
         """
-        named = clone(model)
-        for node in all_nodes(named):
-            node.name = node.name or place(node)
+        named = lowering.named(model)
         with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-            executable = OnnxRuntimeExecutable(
-                self._session(named, settings, Path(folder, "run")), self.device
-            )
+            lowered = Path(folder, "lowered.onnx") if self.providers[0] == CPU else None
+            session = self._session(named, settings, Path(folder, "run"), lowered)
+            executable = OnnxRuntimeExecutable(session, self.device)
             with executable:
                 executable.bind(inputs)
                 for _ in range(WARM_UP_RUNS + runs):
                     executable.step()
                 events = json.loads(Path(executable.session.end_profiling()).read_text(encoding="utf-8"))
-        known = _graph_names(named)
-        return [replace(each, node=_graph_name(each.node, known)) for each in node_times(events)]
+            known = lowering.known_names(named)
+            known |= lowering.written_names(lowered, named) if lowered is not None else {}
+        return [replace(each, node=lowering.graph_name(each.node, known)) for each in node_times(events)]
+
+    def lowered(self, model: ir.Model, **settings: Any) -> ir.Model | None:
+        """Return the graph that a session runs; ``None`` where a provider compiles parts of it to code of its own."""
+        named = lowering.named(model)
+        with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+            path = Path(folder, "lowered.onnx")
+            try:
+                self._session(named, settings, lowered=path)
+            except (ModelError, UnavailableError):
+                if self.providers[0] == CPU:
+                    raise
+                return None
+            return lowering.read(path, named)
 
     def supports(self, domain: str, op_type: str, dtype: ir.DataType | None = None) -> bool:
         """Return whether the provider has a kernel of its own for the operator, as onnxruntime itself reports.
@@ -282,21 +297,6 @@ class OnnxRuntimeExecutable(Executable):
     def close(self) -> None:
         """Free the session and what is bound to it."""
         self._step = self.session = None
-
-
-def _graph_names(model: ir.Model) -> dict[str, str]:
-    """Return the node for each name that onnxruntime may call it by: its own, or that of a value it makes."""
-    nodes = list(all_nodes(model))
-    made = {value.name: node.name or "" for node in nodes for value in node.outputs if value.name}
-    return made | {node.name: node.name for node in nodes if node.name}
-
-
-def _graph_name(name: str, known: Mapping[str, str]) -> str:
-    """Return the node that ``name`` stands for: onnxruntime appends what it did, as ``conv_nchwc``, ``add/Fusion/``."""
-    plain = name.removesuffix("_nchwc")
-    while plain and plain not in known:
-        plain = plain.rpartition("/")[0]
-    return known.get(plain, name)
 
 
 def node_times(events: Iterable[Mapping[str, Any]]) -> list[NodeTime]:

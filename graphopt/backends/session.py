@@ -57,6 +57,7 @@ def create(
     prepack: bool = True,
     config: Mapping[str, str] | None = None,
     profile: Path | None = None,
+    lowered: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Return a session of ``model``, which is not changed and must live, with its files, as long as the session.
 
@@ -71,6 +72,7 @@ def create(
         prepack: let kernels keep their own copy of weights in the layout that they like best.
         config: further entries of the session's configuration.
         profile: write a profile of every run to files whose path begins so.
+        lowered: write the graph that the session runs to this file, and its weights to one beside it.
 
     Raises:
         OptionError: there is no such level of optimization, or no such number of threads.
@@ -93,6 +95,8 @@ def create(
         options.add_session_config_entry(key, value)
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    if lowered is not None:
+        _write_lowered(options, lowered)
     if configure is not None:
         configure(options)
     share = optimize == "none" and list(providers) == [CPU] and configure is None
@@ -101,6 +105,17 @@ def create(
         session = _start(graph, options, providers, provider_options, configure is not None, disable)
     session.graphopt_keeps = kept  # type: ignore[attr-defined]
     return session
+
+
+def _write_lowered(options: onnxruntime.SessionOptions, path: Path) -> None:
+    """Let the session write the graph that it runs; its weights, which nobody wants, go nowhere where they can."""
+    weights = path.with_suffix(".weights")
+    if os.name == "posix":
+        weights.symlink_to(os.devnull)
+    options.optimized_model_filepath = str(path)
+    prefix = "session.optimized_model_external_initializers"
+    options.add_session_config_entry(f"{prefix}_file_name", weights.name)
+    options.add_session_config_entry(f"{prefix}_min_size_in_bytes", str(INLINE_BYTES))
 
 
 def _start(

@@ -111,7 +111,7 @@ USAGE = "Usage: graphopt {}\nTry 'graphopt {} -h' for help.\n\nError: {}\n"
         ("check", "{A} {B}", ["a.onnx"], "Missing argument 'B'."),
         ("diff", "{A} {B}", ["a.onnx"], "Missing argument 'B'."),
         ("show", "{MODEL} [B]", [], "Missing argument 'MODEL'."),
-        ("explain", "{MODEL} {PASS}", ["a.onnx"], "Missing argument 'PASS'."),
+        ("explain", "{MODEL} [PASS]", [], "Missing argument 'MODEL'."),
         ("plugins", "", ["x"], "Got unexpected extra argument(s) (x)"),
     ],
 )
@@ -361,6 +361,7 @@ def test_reports_and_dumps_are_written(graphopt: Run) -> None:
         ["check", "a.onnx", "a.onnx"],
         ["diff", "a.onnx", "a.onnx"],
         ["show", "a.onnx"],
+        ["explain", "a.onnx"],
         ["explain", "a.onnx", "simplify"],
         ["passes"],
         ["passes", "fold-constants"],
