@@ -11,6 +11,7 @@ _HOMES = {
     "Backend": "interfaces",
     "Context": "context",
     "Decline": "query",
+    "Drift": "interfaces",
     "Effect": "interfaces",
     "Executable": "interfaces",
     "Frontend": "frontends",
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from .graphs import to_networkx as to_networkx
     from .hookspecs import hookimpl as hookimpl
     from .interfaces import Backend as Backend
+    from .interfaces import Drift as Drift
     from .interfaces import Effect as Effect
     from .interfaces import Executable as Executable
     from .interfaces import FxPass as FxPass

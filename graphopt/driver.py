@@ -213,6 +213,7 @@ def _add(entry: PassEntry, report: PassReport) -> None:
     entry.applied += report.applied
     entry.declined = report.declined
     entry.notes += report.notes
+    entry.drift = report.drift or entry.drift
 
 
 def _fix_defaults(model: ir.Model, context: Context) -> list[tuple[ir.Value, ir.TensorProtocol]]:

@@ -58,6 +58,19 @@ class Declined:
     reason: str
 
 
+@dataclass(frozen=True)
+class Drift:
+    """How far a lossy pass moved one value from what it was."""
+
+    value: str
+    node: str
+    """What an option like ``exclude`` calls the node that makes the value; empty for a graph output."""
+    sqnr_db: float
+    """Signal to noise against the value before the pass; infinite where both are equal."""
+    added: float = 0.0
+    """Noise beyond that of the values that it is made of, as a share of the signal's power."""
+
+
 @dataclass
 class PassReport:
     """What one run of a pass did, and where it did not and why."""
@@ -70,6 +83,8 @@ class PassReport:
     """For a lossy pass whose loss can be taken out again (the Q/DQ pairs that it put in): its result without it,
     which must equal up to rounding what the pass was given. Either this or ``reference``."""
     notes: list[str] = field(default_factory=list)
+    drift: list[Drift] = field(default_factory=list)
+    """For a lossy pass: graph outputs first, then layers, those that add most noise first."""
     milliseconds: float = 0.0
     """Time spent; the driver fills it in."""
 

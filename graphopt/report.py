@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from .interfaces import Applied, Declined
+from .interfaces import Applied, Declined, Drift
 from .query import all_nodes
 
 if TYPE_CHECKING:
@@ -45,8 +47,19 @@ class PassEntry:
     declined: list[Declined] = field(default_factory=list)
     """Where the pass looked closely and left the graph alone, as of its last round."""
     notes: list[str] = field(default_factory=list)
+    drift: list[Drift] = field(default_factory=list)
+    """How far a lossy pass moved values: graph outputs first, then layers, those that add most noise first."""
     rolled_back: str | None = None
     """Why everything that the pass did was taken back."""
+
+    DRIFT_COLUMNS: ClassVar = ("moved", "value", "SQNR", "noise added")
+
+    def drift_rows(self) -> Iterator[tuple[str, str, str, str]]:
+        """Yield a row of text a value, under :attr:`DRIFT_COLUMNS`."""
+        for each in self.drift:
+            sqnr = f"{each.sqnr_db:.1f} dB" if math.isfinite(each.sqnr_db) else "equal"
+            added = f"{100 * each.added:.2g} %" if each.node else ""
+            yield (each.node or "graph output", each.value, sqnr, added)
 
 
 @dataclass(frozen=True)
@@ -118,8 +131,10 @@ class Report:
         return sum(entry.milliseconds for entry in self.passes)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as plain data."""
+        """Return the report as plain data; ``null`` for the SQNR of what is equal."""
         data = dataclasses.asdict(self)
+        for drift in (drift for entry in data["passes"] for drift in entry["drift"]):
+            drift["sqnr_db"] = drift["sqnr_db"] if math.isfinite(drift["sqnr_db"]) else None
         return {**data, "verified": self.verified, "pass_milliseconds": self.pass_milliseconds}
 
     def save(self, folder: str | Path) -> None:
@@ -173,11 +188,19 @@ class Report:
             ]
         lines += ["", *(f"- {remark}" for remark in self.remarks)] if self.remarks else []
         for entry in self.passes:
-            if entry.applied or entry.declined or entry.rolled_back:
+            if entry.applied or entry.declined or entry.rolled_back or entry.notes:
                 lines += ["", f"## {entry.name}", ""]
                 lines += [f"Rolled back: {entry.rolled_back}", ""] if entry.rolled_back else []
+                lines += [*(f"{note[:1].upper()}{note[1:]}.  " for note in entry.notes), ""] * bool(
+                    entry.notes
+                )
+                lines += [*_table(entry.DRIFT_COLUMNS, entry.drift_rows()), ""] * bool(entry.drift)
                 lines += [
                     f"- {a.number}: {a.where}{f' ({a.detail})' if a.detail else ''}" for a in entry.applied
                 ]
                 lines += [f"- not {d.op_type} {d.where}: {d.reason}" for d in entry.declined]
         return "\n".join(lines) + "\n"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]

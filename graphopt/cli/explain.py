@@ -32,7 +32,7 @@ def explain(
     target: Annotated[str, typer.Option(metavar="NAME", help="See `graphopt backends`.")] = "onnxruntime:cpu",
     json_file: JsonFile = None,
 ) -> None:
-    """Say where a pass applies, and what stopped it; without PASS, what the target runs on integers.
+    """Say where a pass applies, or what runs on integers.
 
     Each place where PASS applies or nearly applied is named, and the condition that stopped it. Without PASS, the
     graph that the target made of MODEL is read back: how many nodes run on integers and on floats, why each

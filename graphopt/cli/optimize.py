@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,9 @@ from .progress import progress
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
     from ..report import Report
+
+TOP_DRIFT = 10
+"""So many values are shown of each pass; the report has all."""
 
 
 def optimize(
@@ -108,11 +112,24 @@ def show_report(report: Report, output: Path | None = None) -> None:
         columns.append("rolled back")
         rows = [[*row, p.rolled_back or ""] for row, p in zip(rows, passes, strict=True)]
     table(None, columns, rows, right=(1, 2, 3))
+    for entry in passes:
+        if entry.drift:
+            print()
+            table(
+                f"{entry.name}, against what it was given",
+                entry.DRIFT_COLUMNS,
+                islice(entry.drift_rows(), TOP_DRIFT),
+            )
+            if (more := len(entry.drift) - TOP_DRIFT) > 0:
+                print(f"… {more} more in the report")
     before, after = report.before, report.after
     print(f"\nnodes    {before.nodes} → {after.nodes}")
     print(f"weights  {before.weights_bytes / 1e6:.2f} MB → {after.weights_bytes / 1e6:.2f} MB")
     print(f"passes   {report.pass_milliseconds:.0f} ms")
     print(f"proof    {report.verdict()}")
+    for entry in passes:
+        for note in entry.notes:
+            print(f"note     {entry.name}: {note}")
     for trial in report.trials:
         taken = "taken" if trial.taken else "not faster"
         print(f"tried    {trial.what}: ratio {trial.ratio:.3f} ({trial.low:.3f} … {trial.high:.3f}), {taken}")
