@@ -169,24 +169,31 @@ class Entropy(_Searching):
     """The range whose integers are distributed most like the numbers themselves: least Kullback-Leibler divergence.
 
     Numbers beyond the range are counted at its ends; each integer's count is spread evenly over the bins with numbers
-    that it stands for.
+    that it stands for. What is piled up in one bin, at 0 by Relu, at the ends by Clip, anywhere by biases, is not
+    spread: an integer stands for such a number as a whole. Spread, it would look like noise, the less the narrower
+    the range, and the best range would be one that cuts off half of the numbers.
 
     Source: Migacz, 8-bit Inference with TensorRT, GTC 2017; with the bins of :class:`Histogram`, which are finer than
     the integers.
     """
 
     def _loss(self, centers: Array, counts: Array, low: float, high: float) -> float:
-        inside = (centers >= low) & (centers <= high)
-        if not inside.any():
+        first, end = np.searchsorted(centers, low), np.searchsorted(centers, high, "right")
+        if first == end:
             return math.inf
-        kept = counts[inside]
+        kept, piled = counts[first:end], _piled(counts)[first:end]
         reference = kept.copy()
-        reference[0] += counts[centers < low].sum()
-        reference[-1] += counts[centers > high].sum()
-        scale, zero_point = self.scheme.parameters(low, high)
-        _, integers, bins = np.unique(
-            self.scheme.quantize(centers[inside], scale, zero_point), return_inverse=True, return_counts=True
-        )
-        spread = (np.bincount(integers, kept) / bins)[integers]
+        reference[0] += counts[:first].sum()
+        reference[-1] += counts[end:].sum()
+        integers = self.scheme.quantize(centers[first:end], *self.scheme.parameters(low, high))
+        integers -= integers[0]
+        bins = np.maximum(np.bincount(integers), 1)
+        spread = (np.bincount(integers, kept - piled) / bins)[integers] + piled
         p, q = reference / reference.sum(), spread / spread.sum()
         return float(p @ np.log(p / q))
+
+
+def _piled(counts: Array) -> Array:
+    """Return how many more numbers each bin has than the fuller one of its neighbours."""
+    beside = np.maximum(np.append(counts[1:], 0), np.append(0, counts[:-1]))
+    return np.where(beside > 0, np.maximum(counts - beside, 0), 0)

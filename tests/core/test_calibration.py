@@ -202,6 +202,33 @@ def test_ranges_of_a_stream_with_an_outlier() -> None:
     assert ranges["entropy"][1] < 30
 
 
+def entropy(*arrays: np.ndarray[Any, Any]) -> tuple[float, float]:
+    one = get_calibrator("entropy")(Scheme())
+    for array in arrays:
+        one.update(np.asarray(array, np.float32))
+    return one.range()
+
+
+def test_entropy_keeps_what_is_piled_up_at_the_ends() -> None:
+    """Half of the numbers are 0, one in 735 is 6: an integer stands for each of both, as for no other number."""
+    x = np.clip(np.random.default_rng(0).normal(0, 2, 50_000), 0, 6)
+    assert np.mean(x == 6) == 0.00136
+    assert entropy(x) == (0, 6)
+
+
+def test_entropy_is_not_misled_by_numbers_that_come_often() -> None:
+    """What a depthwise convolution makes of a plain background: its biases, each in a bin of its own."""
+    rng = np.random.default_rng(0)
+    x, biases = np.clip(rng.normal(0, 2, 50_000), 0, 6), np.repeat(rng.uniform(0, 3, 100), 2_000)
+    assert entropy(x, biases) == pytest.approx((0, 4.16), abs=0.01)
+
+
+def test_entropy_cuts_off_the_end_of_a_tail() -> None:
+    x = np.random.default_rng(0).laplace(0, 1, 200_000)
+    assert (x.min(), x.max()) == pytest.approx((-13.5, 11.95), abs=0.01)
+    assert entropy(x) == pytest.approx((-11.68, 10.62), abs=0.01)
+
+
 def test_the_least_noise_of_a_normal_distribution() -> None:
     """Max 1960, table II: the best uniform quantizer of 15 levels has steps of 0.3534 standard deviations."""
     one = calibrators()["mse"](Scheme(ir.DataType.INT4, symmetric=True))
