@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import Context
+from graphopt import Context, Drift
 from graphopt.calibration import observe
 from graphopt.closeness import Difference
 
 Array = np.ndarray[Any, Any]
 SAMPLES = 2
 """The values of so many are held."""
-SHOWN = 5
+SUGGESTED = 3
+"""So many layers to exclude are named."""
 
 
 class _Kept:
@@ -45,20 +46,22 @@ def drift(before: ir.Model, after: ir.Model, stands: Mapping[str, str], context:
     return found
 
 
-def told(model: ir.Model, nodes: Mapping[str, str], found: Mapping[str, float]) -> list[str]:
-    """Return sentences: the outputs, the layers that add most noise, and what to exclude.
+def drifts(model: ir.Model, nodes: Mapping[str, str], found: Mapping[str, float]) -> list[Drift]:
+    """Return the graph outputs, then the layers, those that add most noise first.
 
     ``nodes`` says what patterns call the node that each value is made by.
     """
-    outputs = [v.name or "" for v in model.graph.outputs if v.name in found]
-    notes = [f"output {name}: {found[name]:.1f} dB from float" for name in outputs]
+    outputs = [Drift(v.name or "", "", found[v.name or ""]) for v in model.graph.outputs if v.name in found]
     lost = _lost(model, found)
-    worst = sorted(lost.keys() & nodes.keys(), key=lambda name: (-lost[name], name))[:SHOWN]
-    if worst:
-        layers = ", ".join(f"{name} {found[name]:.1f} dB" for name in worst)
-        notes.append(f"layers that add most noise, the worst first: {layers}")
-        notes.append(f"to lose less, try exclude=[{','.join(nodes[name] for name in worst[:3])}]")
-    return notes
+    names = sorted(lost.keys() & nodes.keys(), key=lambda name: (-lost[name], name))
+    return outputs + [Drift(name, nodes[name], found[name], max(lost[name], 0.0)) for name in names]
+
+
+def told(found: Sequence[Drift]) -> list[str]:
+    """Return sentences: how far the outputs are, and what to exclude."""
+    notes = [f"output {d.value} is {d.sqnr_db:.1f} dB from float" for d in found if not d.node]
+    worst = [d.node for d in found if d.node and d.added > 0][:SUGGESTED]
+    return [*notes, *([f"to lose less, try exclude=[{','.join(worst)}]"] if worst else [])]
 
 
 def _lost(model: ir.Model, found: Mapping[str, float]) -> dict[str, float]:
