@@ -30,20 +30,27 @@ class _Kept:
         self.arrays.append(array)
 
 
+class _Compared:
+    """An observer that compares what it sees with what was kept, which is not needed any more then."""
+
+    def __init__(self, kept: _Kept, difference: Difference) -> None:
+        self.kept, self.difference = kept, difference
+
+    def update(self, array: Array) -> None:
+        self.difference.add(self.kept.arrays.pop(0), array)
+
+
 def drift(before: ir.Model, after: ir.Model, stands: Mapping[str, str], context: Context) -> dict[str, float]:
     """Return the SQNR in decibels of each value, by its name in ``before``; ``stands`` says what it is in ``after``."""
     data = list(islice(context.calibration if context.calibration is not None else context.samples, SAMPLES))
-    kept: list[dict[str, _Kept]] = []
-    for model, names in ((before, stands.keys()), (after, stands.values())):
-        kept.append({name: _Kept() for name in names})
-        observe(model, kept[-1], Context(model, calibration=data, progress=context.progress), what="drift")
-    found = {}
+    kept = {name: _Kept() for name in stands}
+    found = {name: Difference(name) for name in stands}
+    compared: dict[str, list[_Compared]] = {}
     for name, other in stands.items():
-        difference = Difference(name)
-        for a, b in zip(kept[0][name].arrays, kept[1][other].arrays, strict=True):
-            difference.add(a, b)
-        found[name] = difference.sqnr_db
-    return found
+        compared.setdefault(other, []).append(_Compared(kept[name], found[name]))
+    for model, observers in ((before, kept), (after, compared)):
+        observe(model, observers, Context(model, calibration=data, progress=context.progress), what="drift")
+    return {name: difference.sqnr_db for name, difference in found.items()}
 
 
 def drifts(model: ir.Model, nodes: Mapping[str, str], found: Mapping[str, float]) -> list[Drift]:
