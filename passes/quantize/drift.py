@@ -15,7 +15,7 @@ from graphopt.closeness import Difference
 
 Array = np.ndarray[Any, Any]
 SAMPLES = 2
-"""The values of so many are held."""
+"""So many are looked at; the values of one are held at a time."""
 SUGGESTED = 3
 """So many layers to exclude are named."""
 
@@ -48,8 +48,10 @@ def drift(before: ir.Model, after: ir.Model, stands: Mapping[str, str], context:
     compared: dict[str, list[_Compared]] = {}
     for name, other in stands.items():
         compared.setdefault(other, []).append(_Compared(kept[name], found[name]))
-    for model, observers in ((before, kept), (after, compared)):
-        observe(model, observers, Context(model, calibration=data, progress=context.progress), what="drift")
+    for feed in data:
+        for model, observers in ((before, kept), (after, compared)):
+            one = Context(model, calibration=[feed], progress=context.progress)
+            observe(model, observers, one, what="drift")
     return {name: difference.sqnr_db for name, difference in found.items()}
 
 
