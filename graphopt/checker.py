@@ -1,4 +1,7 @@
-"""Prove each stretch of a run: exact passes against the original, a lossy pass against its reference."""
+"""Prove each stretch of a run: exact passes against the original, a lossy pass against its reference.
+
+Where passes put integers in, the target's kernels are proved as well: against the simulated rounding.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from . import invariants
-from .errors import ModelError
+from . import invariants, simulated
+from .errors import InputError, ModelError
 from .interfaces import Effect, Pass, PassReport
-from .report import CheckEntry, PassEntry
+from .report import SIMULATED, CheckEntry, PassEntry
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from .context import Context
+    from .interfaces import Backend
     from .verify import Baseline
 
 When = Literal["end", "each", "never"]
+SAMPLES = 2
+"""So many inputs the target's integers are compared on."""
+MOST_WRONG = 16
+"""A pass that put in so many layers which the target computes wrongly is left out as a whole."""
 
 
 @dataclass
@@ -28,6 +36,8 @@ class Mismatch(Exception):
     reason: str
     low: int
     high: int
+    whole: bool = False
+    """Whether it is not worth the time to look for one rewrite to blame."""
 
 
 class Checker:
@@ -37,14 +47,17 @@ class Checker:
     ran. ``baseline`` holds the original's outputs, computed once for all executions of a run.
     """
 
-    def __init__(self, baseline: Baseline | None, when: When = "end") -> None:
+    def __init__(self, baseline: Baseline | None, when: When = "end", target: Backend | None = None) -> None:
+        """Compare with ``baseline``; and integers as ``target`` runs them, where it is given and can be used here."""
         self.original = baseline
+        self.target = target
         self.baseline = baseline
         self.against = "original"
         self.when: When = when if baseline is not None else "never"
         self.entries: list[CheckEntry] = []
         self._checked = 0
         self._last = "loading"
+        self._lossy: set[str] = set()
 
     def before(self, model: ir.Model, context: Context, steps: Sequence[Pass]) -> None:
         """Close a run of exact passes before a lossy one."""
@@ -56,6 +69,11 @@ class Checker:
     ) -> None:
         """Check what must be checked right after ``steps`` ran."""
         self._last = steps[-1].name
+        self._lossy.update(
+            step.name
+            for step, report in zip(steps, reports, strict=True)
+            if report.applied and step.effect is Effect.LOSSY
+        )
         lossy = [report for report in reports if report.reference is not None or report.restored is not None]
         if lossy and self.original is not None and context.count > self._checked:
             self._prove(lossy[0], model, context)
@@ -78,6 +96,39 @@ class Checker:
         """Check the result."""
         if context.count > self._checked or not self.entries:
             self._check(model, context, self._last)
+        lossy = [entry for entry in entries if entry.name in self._lossy]
+        if lossy and self.original is not None and self.target is not None:
+            self._integers(model, self.target, self.original, lossy, context)
+
+    def _integers(
+        self,
+        model: ir.Model,
+        target: Backend,
+        original: Baseline,
+        lossy: Sequence[PassEntry],
+        context: Context,
+    ) -> None:
+        """Check that the target's integer kernels round as the pairs say."""
+        if not original.by_runtime or target.unavailable() is not None:
+            return
+        try:
+            found = simulated.compare_integers(model, target, original.feeds[:SAMPLES])
+        except (ModelError, InputError) as error:
+            context.remarks.append(f"the target's integers were compared with nothing: {error}")
+            return
+        if found is None:
+            return
+        after, wrong = lossy[-1].name, found.wrong
+        self.entries.append(CheckEntry(after, SIMULATED, found.ok, found.text()))
+        if found.ok:
+            return
+        numbers = {a.where: (entry.name, a.number) for entry in lossy for a in entry.applied}
+        blamed = [next((numbers[n] for n in layer.nodes if n in numbers), None) for layer in wrong]
+        named = [each for each in blamed if each is not None]
+        if not named or len(wrong) >= MOST_WRONG:
+            raise Mismatch(named[0][0] if named else after, found.text(), 0, context.count, whole=True)
+        name, number = min(named, key=lambda each: each[1])
+        raise Mismatch(name, wrong[blamed.index((name, number))].text(), number - 1, number)
 
     def _check(self, model: ir.Model, context: Context, after: str, against: str = "") -> None:
         reason = self._broken(model) or self._different(model, after, against or self.against)

@@ -265,6 +265,12 @@ def _redeclare(
             value.shape = ir.Shape(dims)
 
 
+def lost(execution: Execution) -> bool:
+    """Return whether a lossy pass did anything."""
+    pairs = zip(execution.passes, execution.entries, strict=True)
+    return any(step.effect is Effect.LOSSY and entry.applied for step, entry in pairs)
+
+
 def check_order(passes: Sequence[Pass]) -> tuple[list[Pass], list[Pass]]:
     """Split a pipeline into its FX head and its ONNX rest.
 

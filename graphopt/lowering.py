@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx_ir as ir
 
 from .context import Feeds, Progress, silent
-from .errors import UnavailableError
+from .errors import ModelError, UnavailableError
 from .interfaces import place
 from .query import all_nodes, constant_tensor
 
@@ -124,6 +124,17 @@ def lowering(
     return Lowering(target.name, tuple(kernels))
 
 
+def told(model: ir.Model, target: Backend) -> list[str]:
+    """Return a sentence on what ``target`` runs on integers; nothing where ``model`` has none, or nobody can tell."""
+    if target.unavailable() is not None or not converts(model):
+        return []
+    try:
+        found = lowering(model, target)
+    except (ModelError, UnavailableError) as error:
+        return [f"what {target.name} runs on integers is not known: {error}"]
+    return [found.text()] if found is not None else []
+
+
 def explain_integers(
     model: object,
     target: str = "onnxruntime:cpu",
@@ -153,6 +164,13 @@ def explain_integers(
 
 
 # --- what a node computes with ----------------------------------------------------------------------------------------
+
+
+def converts(model: ir.Model) -> bool:
+    """Return whether a model makes integers of floats as it runs; one with nothing but rounded weights does not."""
+    return any(
+        node.op_type in QUANTIZE or node.op_type.startswith("DynamicQuantize") for node in all_nodes(model)
+    )
 
 
 def kind_of(node: ir.Node) -> Kind:

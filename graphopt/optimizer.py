@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from . import checker, driver, plugins, reproducer, samples
+from . import checker, driver, lowering, plugins, reproducer, samples
 from . import pipeline as pipelines
 from .checker import Checker, Mismatch
 from .context import Context, Feeds, Progress, silent
@@ -105,6 +105,7 @@ def optimize(
     original, start, name = _read(source, fx_head)
     feeds = samples.check(original, inputs) if inputs is not None else None
     steps = _without(steps, fx_head)
+    decisions: dict[Hashable, Any] = {}
     run = _Run(
         original=original,
         start=start,
@@ -118,6 +119,7 @@ def optimize(
             progress=progress,
             limit=plan.limit,
             left_out=plan.left_out,
+            decisions=decisions,
         ),
         target=backend,
         verify=verify,
@@ -202,7 +204,7 @@ class _Run:
     def result(self, name: str) -> Result:
         """Execute until everything that is left is proved."""
         while True:
-            check = Checker(self.baseline, "each" if self.verify == "each" else "end")
+            check = Checker(self.baseline, "each" if self.verify == "each" else "end", self.target)
             try:
                 execution = self._execute(self.plan, check, self.dump)
             except PassFailed as failure:
@@ -222,7 +224,7 @@ class _Run:
             places = [place for place, step in enumerate(execution.passes) if step.family == family]
             reason = f"the model is faster without {family}"
             plan = Plan(None, set(self.plan.left_out), {**self.plan.skipped, **dict.fromkeys(places, reason)})
-            other_check = Checker(self.baseline)
+            other_check = Checker(self.baseline, target=self.target)
             try:
                 other = self._execute(plan, other_check)
             except (PassFailed, Mismatch):
@@ -257,6 +259,9 @@ class _Run:
                 f"the model differs from what it was {when}: {mismatch.reason}; "
                 f"compare with verify=False or other inputs"
             )
+        if mismatch.whole:
+            self._skip_unproved(mismatch.after, mismatch.reason)
+            return
         low, high, reason, checks = mismatch.low, mismatch.high, mismatch.reason, 1
         total = max(1, math.ceil(math.log2(high - low)))
         while high - low > 1:
@@ -269,19 +274,19 @@ class _Run:
             else:
                 high, reason = middle, failed
         if high in self.plan.left_out:
-            self._skip_unproved(mismatch)
+            why = f"it differs even without the rewrites that it numbers: {mismatch.reason}"
+            self._skip_unproved(mismatch.after, why)
         else:
             self._leave_out(high, reason, checks)
 
-    def _skip_unproved(self, mismatch: Mismatch) -> None:
-        """Leave out a pass that differs without the rewrite to blame, too: it changes more than it numbers."""
-        reason = f"it differs even without the rewrites that it numbers: {mismatch.reason}"
+    def _skip_unproved(self, name: str, reason: str) -> None:
+        """Leave out a pass as a whole: it changes more than it numbers, or most of what it does is wrong."""
         if self.strict:
-            raise VerificationError(f"{mismatch.after}: {reason}")
+            raise VerificationError(f"{name}: {reason}")
         for place, step in enumerate(self.pipeline.passes()):
-            if step.name == mismatch.after:
+            if step.name == name:
                 self.plan.skipped[place] = reason
-        self.remarks.append(f"{mismatch.after} was left out as a whole: {reason}")
+        self.remarks.append(f"{name} was left out as a whole: {reason}")
 
     def _fails(self, limit: int) -> str | None:
         try:
@@ -350,6 +355,7 @@ class _Run:
             remarks=[
                 *self.remarks,
                 *execution.context.remarks,
+                *(lowering.told(model, self.target) if driver.lost(execution) else ()),
                 *(self.baseline.remarks if self.baseline is not None else ()),
             ],
             versions=versions(),

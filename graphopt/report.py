@@ -62,6 +62,10 @@ class PassEntry:
             yield (each.node or "graph output", each.value, sqnr, added)
 
 
+SIMULATED = "simulated rounding"
+"""What the integers that the target computes are compared with."""
+
+
 @dataclass(frozen=True)
 class CheckEntry:
     """One comparison of the model with what it must equal."""
@@ -69,7 +73,7 @@ class CheckEntry:
     after: str
     """The pass after which it was made."""
     against: str
-    """``original``, or ``reference of PASS`` for a lossy pass."""
+    """``original``, ``reference of PASS`` for a lossy pass, or :data:`SIMULATED`."""
     ok: bool
     text: str
     """The verdict; where it failed, the worst element."""
@@ -148,10 +152,12 @@ class Report:
         """Return one line on what was proved."""
         if not self.checks:
             return "not verified"
-        last = self.checks[-1]
-        return (
-            f"verified against the {last.against}: {last.text}" if last.ok else f"NOT verified: {last.text}"
-        )
+        *others, last = self.checks
+        if not last.ok:
+            return f"NOT verified: {last.text}"
+        if last.against == SIMULATED and others:
+            return f"verified against the {others[-1].against}: {others[-1].text}; {last.text}"
+        return f"verified against the {last.against}: {last.text}"
 
     def markdown(self) -> str:
         """Return the report as a page."""

@@ -152,6 +152,11 @@ class Baseline:
                 f"{self.title} cannot be run, so nothing can be compared with it: {error}"
             ) from error
 
+    @property
+    def by_runtime(self) -> bool:
+        """Whether onnxruntime runs the model."""
+        return bool(self.runs) and self._runner is OnnxRuntime
+
     def _start(self) -> Runner:
         try:
             return self._runner(self.model)

@@ -83,7 +83,8 @@ def test_with_the_old_biases_it_is_what_it_was(corrected: graphopt.Result) -> No
     (entry,) = (entry for entry in corrected.report.passes if entry.name == "correct-bias")
     assert len(entry.applied) == 3
     assert entry.rolled_back is None
-    (check,) = (check for check in corrected.report.checks if check.after == "correct-bias")
+    (check, kernels) = (check for check in corrected.report.checks if check.after == "correct-bias")
+    assert kernels.ok and kernels.against == "simulated rounding"
     assert check.against == "result of insert-qdq, without the loss"
     assert check.largest_error == 0
 
