@@ -1,0 +1,41 @@
+"""What runs on integers of real models, why the rest does not, and that the kernels round as the pairs say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import data
+import pytest
+
+import graphopt
+from graphopt import plugins
+from graphopt.lowering import lowering
+from graphopt.report import SIMULATED
+
+CPU = plugins.get_backend("onnxruntime:cpu")
+PIPELINE = "simplify,fold-batchnorm,quantize-static{calibrator=minmax,rounding=nearest}"
+
+
+def quantized(name: str, path: Path) -> graphopt.Result:
+    return graphopt.optimize(
+        path, PIPELINE, calibration=data.calibration(name)[:1], inputs=data.test(name)[:1], strict=True
+    )
+
+
+@pytest.mark.parametrize(("name", "layers"), [("efficientnet-lite0", 76), ("minilm", 24)])
+def test_each_layer_is_within_one_quantum(model_path: Callable[[str], Path], name: str, layers: int) -> None:
+    """EfficientNet has channels with weights next to nothing, by whose scales biases would overflow 32 bits."""
+    result = quantized(name, model_path(name))
+    (check,) = (check for check in result.report.checks if check.against == SIMULATED)
+    assert check.ok and check.text.startswith(f"{layers} layers on integers ")
+    assert not result.report.blamed
+    found = lowering(result.model, CPU)
+    assert found is not None
+    left = found.of("conversion")
+    assert all(kernel.reason for kernel in left)
+    assert not [kernel for kernel in left if kernel.stranded]
+    assert found.products == {"efficientnet-lite0": (50, 50), "minilm": (36, 48)}[name]
+    (entry,) = (entry for entry in result.report.passes if entry.drift)
+    assert [d.value for d in entry.drift if not d.node] == [v.name for v in result.model.graph.outputs]
+    assert sum(bool(d.node) for d in entry.drift) == len(entry.applied)
