@@ -23,6 +23,8 @@ Kind = Literal["integers", "floats", "conversion", "other"]
 WIDEST_BITS = 16
 """Integers of more bits are indices, sizes and sums, not quantized numbers."""
 QUANTIZE, DEQUANTIZE = ("QuantizeLinear", "DynamicQuantizeLinear"), "DequantizeLinear"
+BYTE = 8
+"""Bits of the integers that kernels multiply."""
 SIZES = ("Shape", "Size")
 PRODUCT = re.compile("Conv|MatMul|Gemm")
 """In the names of operators that multiply by weights, whatever they are fused with."""
@@ -227,8 +229,10 @@ def _why_float(node: ir.Node, target: Backend) -> tuple[str, bool]:
         return "has an integer kernel that gives floats", False
     if not has_integer_kernel(target, node):
         return "has no integer kernel", False
+    if wide := next((d for v in node.inputs if (d := _behind(v)) is not None and d.bitwidth != BYTE), None):
+        return f"has no integer kernel that reads {wide.name.lower()}", False
     for value in node.inputs:
-        if value is not None and _is_float(value) and not _dequantized(value):
+        if value is not None and _is_float(value) and _behind(value) is None:
             return f"computes in floats: it reads {_name(value)} in floats", False
     for value in node.outputs:
         if value.is_graph_output():
@@ -260,9 +264,12 @@ def _is_float(value: ir.Value) -> bool:
     return value.dtype is None or value.dtype.is_floating_point()
 
 
-def _dequantized(value: ir.Value) -> bool:
-    maker = value.producer()
-    return maker is not None and maker.op_type == DEQUANTIZE
+def _behind(value: ir.Value | None) -> ir.DataType | None:
+    """Return the type of the integers that a DequantizeLinear makes ``value`` of; ``None`` where none does."""
+    maker = value.producer() if value is not None else None
+    if maker is None or maker.op_type != DEQUANTIZE or maker.inputs[0] is None:
+        return None
+    return maker.inputs[0].dtype or ir.DataType.UINT8
 
 
 def _name(value: ir.Value | None) -> str:

@@ -169,6 +169,27 @@ def test_why_a_product_with_a_kernel_stays_in_floats() -> None:
     assert found.products == (1, 3)
 
 
+@pytest.mark.parametrize(("dtype", "zero"), [("uint16", 0), ("int4", 0)])
+def test_integers_that_no_kernel_reads(dtype: str, zero: int) -> None:
+    """The kernel of the operator takes 8 bits: a pair of others is not stranded."""
+    graph = from_text(f"""<ir_version: 10, opset_import: ["" : 21]>
+        main ({dtype}[4] q, uint8[4] p) => (uint8[4] r)
+        <float s = {{0.5}}, {dtype} o = {{{zero}}}, uint8 z = {{0}}> {{
+            a = DequantizeLinear (q, s, o)
+            b = DequantizeLinear (p, s, z)
+            c = Add (a, b)
+            r = QuantizeLinear (c, s, z)
+        }}""")
+    found = lowering(graph, Target("QLinearAdd"))
+    assert found is not None
+    why = f"has no integer kernel that reads {dtype}"
+    assert left(found) == [
+        ("a", f"Add c, which reads it, {why}", False),
+        ("b", f"Add c, which reads it, {why}", False),
+        ("r", f"Add c, which makes what it reads, {why}", False),
+    ]
+
+
 def test_time_is_told_by_node() -> None:
     times = [("xq", "QuantizeLinear", 0.5), ("c", "Sin", 2.0), ("c", "Cos", 9.0)]
     found = lowering(model("Sin"), Target(), times)
