@@ -30,6 +30,10 @@ SMOOTH = 1e-3
 """Scales that are equal but for this share change nothing."""
 SMALLEST = 1e-4
 """Channels that never exceed this share of the largest one count as if they did."""
+TIE = 1e-5
+"""The range of activations goes so much further down: with alpha 1 it is as long below 0 as above, and what float32
+rounds away would decide between two zero points.
+"""
 
 
 class SmoothActivations(Pass):
@@ -45,7 +49,7 @@ class SmoothActivations(Pass):
     LayerNormalization, a Gemm or MatMul and its bias, a Mul by a constant, through Relu. Where it cannot, because
     something else reads X too, a Mul is put before the products, if that is worth it.
 
-    Exact up to rounding. Source: Xiao et al. 2022 (arXiv:2211.10438), equation 4.
+    Exact up to rounding. Source: Xiao et al. 2022 (arXiv:2211.10438).
     """
 
     alpha: float | None = Field(
@@ -209,7 +213,7 @@ class Rows:
 def _error(rows: Rows, s: Array, weights: Sequence[Array], wanted: Sequence[Array]) -> float:
     """Return the squared error of the products when both sides are quantized after scaling by ``s``."""
     k = s.astype(np.float32)
-    low, high = (rows.low / s).min(), (rows.high / s).max()
+    low, high = (rows.low / s).min() * (1 + TIE), (rows.high / s).max()
     x = _rounded(rows.sample / k, ACTIVATIONS, low, high)
     total = 0.0
     for matrix, product in zip(weights, wanted, strict=True):
