@@ -31,7 +31,7 @@ class CorrectBias(Pass):
     the float weights; of a file that was quantized before it corrects only what pairs on activations do.
 
     Lossy: with the old biases back the result must be what it was. Source: Nagel et al. 2019 (arXiv:1906.04721),
-    section 4.2, with the means from data as in its appendix D.
+    section 4, with the means from data as in its appendix D.
     """
 
     effect: ClassVar[Effect] = Effect.LOSSY

@@ -115,7 +115,7 @@ def fed_back(w: Array, scale: Array, scheme: Scheme, moments: Moments, has_bias:
     Columns are rounded one by one; those to come take on what each error does to the outputs, as their covariance
     with it has it. With a bias only the changing part of an error counts: the mean goes into the bias.
 
-    Source: Frantar et al. 2022 (arXiv:2210.17323), algorithm 1; Nagel et al. 2019 (arXiv:1906.04721), section 4.2.
+    Source: Frantar et al. 2022 (arXiv:2210.17323), algorithm 1; Nagel et al. 2019 (arXiv:1906.04721), section 4.
     """
     groups = moments.groups
     rows = w.reshape(groups, -1, w.shape[-1]).astype(np.float64)

@@ -54,7 +54,7 @@ class QuantizeWeights(Pass):
     Lossy: the result equals the model with each matrix replaced by the one that its codes stand for. Where the kernel
     rounds activations too (``activations=int8``), that is proved of the kernel without: onnxruntime rounds them only
     where it may pack the weights, which it may not in a proof. Source: Frantar et al. 2022 (arXiv:2210.17323);
-    Badri and Shaji 2023, Half-Quadratic Quantization; Rastegari et al. 2016 (arXiv:1603.05279), equation 6;
+    Badri and Shaji 2023, Half-Quadratic Quantization; Rastegari et al. 2016 (arXiv:1603.05279);
     onnxruntime's com.microsoft MatMulNBits and GatherBlockQuantized, version 1; ONNX DequantizeLinear-21.
     """
 
