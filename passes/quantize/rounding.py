@@ -126,7 +126,7 @@ def fed_back(w: Array, scale: Array, scheme: Scheme, moments: Moments, has_bias:
         h = h - mean[:, :, None] * mean[:, None, :]
     spread = np.trace(h, axis1=1, axis2=2) / h.shape[1]
     h = h + np.eye(h.shape[1]) * np.maximum(DAMPING * spread, noise + 1e-12)[:, None, None]
-    upper = np.linalg.cholesky(_inverse(h)).transpose(0, 2, 1)
+    upper = _upper(h)
     left, q = rows.copy(), np.zeros(rows.shape, np.int64)
     columns = rows.shape[2]
     for start in range(0, columns, BLOCK):
@@ -141,6 +141,15 @@ def fed_back(w: Array, scale: Array, scheme: Scheme, moments: Moments, has_bias:
     lost = rows - q * scales
     shift = (lost @ mean[:, :, None])[:, :, 0].reshape(-1) if has_bias else np.zeros(w.shape[0])
     return q.reshape(w.shape), shift
+
+
+def _upper(h: Array) -> Array:
+    """Return the upper triangular ``U`` with ``UᵀU`` the inverse of ``h``."""
+    try:
+        r = np.linalg.cholesky(h[:, ::-1, ::-1])[:, ::-1, ::-1]  # h = R Rᵀ, and R is upper triangular
+    except np.linalg.LinAlgError:
+        return np.linalg.cholesky(_inverse(h)).transpose(0, 2, 1)
+    return np.linalg.inv(r)
 
 
 def _inverse(h: Array) -> Array:
