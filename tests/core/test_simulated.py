@@ -34,6 +34,8 @@ main (float[1,2,4,4] x) => (float[1,2,4,4] y)
    bd = DequantizeLinear (bq, s, z)
    y = Sin (bd)
 }"""
+PLACED = "insert-qdq{include=[Conv]}"
+"""Whether it pays to run so little on integers is not asked."""
 FLOATS = """<ir_version: 10, opset_import: ["" : 21]>
 main (float[1,2,4,4] x) => (float[1,2,4,4] y)
 <float[2,2,1,1] w = {1, -2, 3, 4}, float[2] c = {0, 1}>
@@ -197,7 +199,7 @@ def test_nothing_to_compare() -> None:
 
 
 def test_a_run_proves_the_kernels_of_its_target() -> None:
-    result = graphopt.optimize(from_text(FLOATS), "insert-qdq", inputs=feeds(), calibration=feeds(8))
+    result = graphopt.optimize(from_text(FLOATS), PLACED, inputs=feeds(), calibration=feeds(8))
     original, integers = result.report.checks
     assert original.ok and integers.ok
     assert (integers.after, integers.against) == ("insert-qdq", SIMULATED)
@@ -214,7 +216,7 @@ def test_a_wrong_kernel_is_left_out(mine: Target) -> None:
     """The product that the target computes wrongly stays in floats; the other runs on integers."""
     mine.wrong = {"b_quantized": 2}
     result = graphopt.optimize(
-        from_text(FLOATS), "insert-qdq", inputs=feeds(), calibration=feeds(8), target="mine", reproducers=None
+        from_text(FLOATS), PLACED, inputs=feeds(), calibration=feeds(8), target="mine", reproducers=None
     )
     (blame,) = result.report.blamed
     assert (blame.number, blame.pass_name, blame.where, blame.checks) == (2, "insert-qdq", "b", 1)
@@ -231,7 +233,7 @@ def test_a_wrong_kernel_is_an_error_where_one_is_strict(mine: Target) -> None:
     with pytest.raises(VerificationError) as caught:
         graphopt.optimize(
             from_text(FLOATS),
-            "insert-qdq",
+            PLACED,
             inputs=feeds(),
             calibration=feeds(8),
             target="mine",
@@ -247,7 +249,7 @@ def test_a_wrong_kernel_is_an_error_where_one_is_strict(mine: Target) -> None:
 def test_a_fault_that_belongs_to_no_rewrite_leaves_the_pass_out(mine: Target) -> None:
     mine.wrong = {"x_quantized": 2}
     result = graphopt.optimize(
-        from_text(FLOATS), "insert-qdq", inputs=feeds(), calibration=feeds(8), target="mine", reproducers=None
+        from_text(FLOATS), PLACED, inputs=feeds(), calibration=feeds(8), target="mine", reproducers=None
     )
     why = (
         "layer x_quantized: the integers of the target's kernel are up to 2 quanta from the simulated rounding, 1 is "
@@ -264,7 +266,9 @@ def test_a_bias_stays_within_32_bits() -> None:
     w = model.graph.initializers["w"]
     w.const_value = ir.tensor(np.array([1, -2, 3e-9, 4e-9], np.float32).reshape(2, 2, 1, 1), name="w")
     model.graph.initializers["c"].const_value = ir.tensor(np.array([0, -0.6], np.float32), name="c")
-    result = graphopt.optimize(model, "insert-qdq{rounding=nearest}", inputs=feeds(), calibration=feeds(8))
+    result = graphopt.optimize(
+        model, "insert-qdq{include=[Conv],rounding=nearest}", inputs=feeds(), calibration=feeds(8)
+    )
     assert result.report.verified and not result.report.blamed
     (integers,) = [
         value.const_value.numpy()
