@@ -13,21 +13,21 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import presets  # beside this file
 from quantizers import PACKAGES, TOOLS, WEIGHT_TOOLS
-from sidebyside import HERE, attempt, bold, figures, install, python
+from sidebyside import HERE, Outcome, attempt, bold, figures, install, python
 
 import graphopt
 from graphopt import feeds as files
 from graphopt.errors import GraphoptError
 from graphopt.interfaces import Executable
 from graphopt.plugins import get_backend
-from graphopt.racing import Timing, judge, race
+from graphopt.racing import judge, race
 
 zoo = presets.zoo
 import data  # noqa: E402  (it lies with the tests)
@@ -41,28 +41,13 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass
-class Row:
+class Row(Outcome):
     """What one tool did to one model."""
 
-    tool: str
-    failure: str = ""
-    figures: dict[str, Any] = field(default_factory=dict)
-    path: Path | None = None
-    megabytes: float = math.nan
     share: float = math.nan
     """Of the float bytes of the matrices that have few bits now."""
     sqnr: float = math.nan
     score: float = math.nan
-    timing: Timing | None = None
-
-    @property
-    def ours(self) -> bool:
-        return self.tool.startswith("graphopt")
-
-    def value(self, name: str) -> float:
-        """Return a figure by name, less being better."""
-        found = self.figures[name] if name in self.figures else getattr(self, name)
-        return float(found) / 1e6 if name == "peak" else float(found)
 
     def cells(self, peers: Sequence[Row], weights: bool) -> Iterator[str]:
         """Yield the row's text; in bold where graphopt is behind."""

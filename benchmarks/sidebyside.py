@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from graphopt.racing import Timing
+
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / ".cache" / "peers"
+
+
+@dataclass
+class Outcome:
+    """What one tool made of one model."""
+
+    tool: str
+    failure: str = ""
+    figures: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+    megabytes: float = math.nan
+    timing: Timing | None = None
+
+    @property
+    def ours(self) -> bool:
+        return self.tool.startswith("graphopt")
+
+    def value(self, name: str) -> float:
+        """Return a figure by name, less being better."""
+        found = self.figures[name] if name in self.figures else getattr(self, name)
+        return float(found) / 1e6 if name == "peak" else float(found)
 
 
 def install(packages: Mapping[str, Sequence[str]]) -> None:

@@ -8,18 +8,16 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import presets  # beside this file
 from peers import MEASURED, PACKAGES, TOOLS
-from sidebyside import HERE, attempt, bold, figures, install
+from sidebyside import HERE, Outcome, attempt, bold, figures, install
 
 import graphopt
 from graphopt.errors import GraphoptError
-from graphopt.racing import Timing
 from graphopt.verify import Baseline
 
 zoo = presets.zoo
@@ -33,23 +31,13 @@ RULE = "|---" * 10 + "|"
 
 
 @dataclass
-class Row:
+class Row(Outcome):
     """What one tool did to one model."""
 
-    tool: str
-    failure: str = ""
-    figures: dict[str, Any] = field(default_factory=dict)
-    path: Path | None = None
     nodes: int = 0
-    megabytes: float = 0.0
     error: float = 0.0
     equal: bool = True
     verdict: str = ""
-    timing: Timing | None = None
-
-    @property
-    def ours(self) -> bool:
-        return self.tool.startswith("graphopt")
 
     @property
     def sound(self) -> bool:
@@ -77,12 +65,6 @@ class Row:
         yield bold(f"{t.ratio:.3f}", self.ours and t.low > best.get("high", t.low)) if t else ""
         yield f"{t.low:.3f} … {t.high:.3f}" if t else ""
         yield self.verdict if not self.equal else t.verdict if t else ""
-
-    def value(self, name: str) -> float:
-        """Return a figure by name, less being better."""
-        if name == "peak":
-            return float(self.figures["peak"]) / 1e6
-        return float(self.figures[name] if name in self.figures else getattr(self, name))
 
 
 # --- peers ------------------------------------------------------------------------------------------------------------
