@@ -34,6 +34,7 @@ _HOMES = {
     "Rewrite": "rewrite",
     "Shapes": "analysis.shapes",
     "Tape": "rewrite",
+    "Timing": "racing",
     "UnavailableError": "errors",
     "UsageError": "errors",
     "VerificationError": "errors",
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     from .query import Decline as Decline
     from .query import all_graphs as all_graphs
     from .query import all_nodes as all_nodes
+    from .racing import Timing as Timing
     from .rewrite import Rewrite as Rewrite
     from .rewrite import Tape as Tape
     from .selection import selected as selected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import onnx_ir as ir
@@ -47,6 +47,7 @@ class Context:
         progress: Progress = silent,
         limit: int | None = None,
         left_out: Collection[int] = (),
+        decisions: dict[Hashable, Any] | None = None,
     ) -> None:
         self.model = model
         self._samples = samples
@@ -65,6 +66,7 @@ class Context:
         self._left_out = frozenset(left_out)
         self._refused: set[tuple[str, str]] = set()
         self._analyses: dict[Any, Any] = {}
+        self._decisions = decisions if decisions is not None else {}
         self.step = ""
         """The name of the pass that runs now."""
 
@@ -109,6 +111,15 @@ class Context:
         if analyse not in self._analyses:
             self._analyses[analyse] = analyse(self.model, self)
         return cast("A", self._analyses[analyse])
+
+    def once(self, key: Hashable, decide: Callable[[], A]) -> A:
+        """Return ``decide()``, called once however often the pipeline has to run again to find a rewrite to blame.
+
+        What a pass decides by measuring goes through here: measured again, it might come out otherwise.
+        """
+        if key not in self._decisions:
+            self._decisions[key] = decide()
+        return cast("A", self._decisions[key])
 
     def changed(self) -> None:
         """Drop the analyses that an edit of the graph makes stale; the driver calls it after each pass."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import checker, driver, lowering, plugins, reproducer, samples
 from . import pipeline as pipelines
@@ -105,6 +105,7 @@ def optimize(
     original, start, name = _read(source, fx_head)
     feeds = samples.check(original, inputs) if inputs is not None else None
     steps = _without(steps, fx_head)
+    decisions: dict[Hashable, Any] = {}
     run = _Run(
         original=original,
         start=start,
@@ -118,6 +119,7 @@ def optimize(
             progress=progress,
             limit=plan.limit,
             left_out=plan.left_out,
+            decisions=decisions,
         ),
         target=backend,
         verify=verify,

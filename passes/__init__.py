@@ -63,6 +63,7 @@ PASSES: dict[str, str] = {
     "smooth_activations": "SmoothActivations",
     "quantize.insert_qdq": "InsertQdq",
     "quantize.quantize_static": "QuantizeStatic",
+    "quantize.quantize_mixed": "QuantizeMixed",
     "quantize.quantize_dynamic": "QuantizeDynamic",
     "correct_bias": "CorrectBias",
     "eliminate_common": "EliminateCommon",
