@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import onnx_ir as ir
@@ -15,7 +15,7 @@ from graphopt.scheme import Scheme
 from .drift import drift, drifts, told
 from .editing import MICROSOFT, PER_AXIS, Editor, Seen, made, opset_of
 from .floats import in_floats
-from .placement import CARRIERS, JOINS, PRODUCTS, Placement, Spot, product, spread
+from .placement import CARRIERS, JOINS, PRODUCTS, Placement, Spot, product, spread, unpaid
 from .rounding import Moments, geometry, observable
 
 
@@ -29,9 +29,10 @@ class InsertQdq(Pass):
                                        y = Relu(Conv(xd, wd, bd))             yd, likewise, for whatever reads y
 
     Products with constant weights (Conv, Gemm, MatMul) get pairs, and between them what has an integer kernel or
-    merely moves numbers, so that no pair is stranded. Weights become integers by their own largest magnitude, biases
-    32-bit integers by the product of both scales. Behind a Relu or a Clip from 0 the range begins at 0, and the
-    runtime drops it.
+    merely moves numbers, so that no pair is stranded. A Conv of few products, read by an activation without an
+    integer kernel (HardSwish, Swish), stays in floats unless ``include`` names nodes: integers would cost time there.
+    Weights become integers by their own largest magnitude, biases 32-bit integers by the product of both scales.
+    Behind a Relu or a Clip from 0 the range begins at 0, and the runtime drops it.
 
     Lossy: without its pairs, and with the float weights in place of the integers, the result must be what it was.
     Source: ONNX QuantizeLinear-10 to 25; Jacob et al. 2018 (arXiv:1712.05877), section 2.
@@ -112,18 +113,12 @@ class InsertQdq(Pass):
         for node in nodes:
             shapes.infer(node)  # an exporter need not say of which type values are
         wanted = frozenset(self.operators or (*PRODUCTS, *JOINS, *CARRIERS))
-        for node in nodes:
-            if node.op_type not in PRODUCTS or node.domain != "" or node.op_type not in wanted:
-                continue
-            if made(node) in floats:
-                report.decline(node, floats[made(node)])
-                continue
-            try:
-                spot = self._product(node)
-            except Decline as reason:
-                report.decline(node, str(reason))
-                continue
-            if context.admit(report, node, f"{self.activations} × {self.weights}"):
+        products = list(self._products(nodes, wanted, floats, report))
+        dear = unpaid(products) if not self.include else {}
+        for spot in products:
+            if spot.node in dear:
+                report.decline(spot.node, dear[spot.node])
+            elif context.admit(report, spot.node, f"{self.activations} × {self.weights}"):
                 placement.add(spot)
         for spot in spread(placement, nodes, wanted):
             if not selected(spot.node, (), self.exclude):
@@ -134,6 +129,21 @@ class InsertQdq(Pass):
                     placement.shares[spot.output] = spot.inputs[0]
         placement.settle()
         return placement
+
+    def _products(
+        self, nodes: Iterable[ir.Node], wanted: Container[str], floats: Mapping[str, str], report: PassReport
+    ) -> Iterator[Spot]:
+        """Yield the products that can run on integers, and say of the others why not."""
+        for node in nodes:
+            if node.op_type not in PRODUCTS or node.domain != "" or node.op_type not in wanted:
+                continue
+            if made(node) in floats:
+                report.decline(node, floats[made(node)])
+                continue
+            try:
+                yield self._product(node)
+            except Decline as reason:
+                report.decline(node, str(reason))
 
     def _product(self, node: ir.Node) -> Spot:
         if not selected(node, self.include, self.exclude):
