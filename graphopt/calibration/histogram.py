@@ -11,6 +11,9 @@ Array = np.ndarray[Any, Any]
 BINS = 2048
 """So many bins the range of what was seen has at least; at most four times as many."""
 
+MODERATE = 60
+"""Widths of two to this power and its inverse leave float32 room for all that matters."""
+
 
 class Histogram:
     """Counts numbers in bins whose width is a power of two and whose borders are multiples of it.
@@ -44,7 +47,7 @@ class Histogram:
         """Count the numbers of ``array``, each ``weight`` times. Empty arrays change nothing."""
         if not array.size:
             return
-        numbers = np.asarray(array, np.float64).reshape(-1)
+        numbers = np.asarray(array).reshape(-1)
         low, high = float(numbers.min()), float(numbers.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.count += numbers.size
@@ -56,9 +59,16 @@ class Histogram:
         first = min(self._first, math.floor(self.low / self.width))
         grown = np.zeros(max(last + 1, self._first + len(self.counts)) - first)
         grown[self._first - first : self._first - first + len(self.counts)] = self.counts
-        bins = np.floor(numbers / self.width).astype(np.int64) - first
-        grown += weight * np.bincount(bins, minlength=len(grown))
+        grown += weight * np.bincount(self._bins(numbers) - first, minlength=len(grown))
         self.counts, self._first = grown, first
+
+    def _bins(self, numbers: Array) -> Array:
+        """Return the number of each one's bin. A factor that is a power of two rounds nothing, in float32 either."""
+        assert self._exponent is not None
+        if numbers.dtype != np.float32 or abs(self._exponent) > MODERATE:
+            numbers = numbers.astype(np.float64)
+        bins = numbers * numbers.dtype.type(math.ldexp(1.0, -self._exponent))
+        return np.floor(bins, out=bins).astype(np.intp)
 
     def _finest(self) -> int:
         """Return the exponent of a width that divides the range into at least :data:`BINS` and fewer than twice."""
