@@ -68,7 +68,8 @@ class Histogram:
         if numbers.dtype != np.float32 or abs(self._exponent) > MODERATE:
             numbers = numbers.astype(np.float64)
         bins = numbers * numbers.dtype.type(math.ldexp(1.0, -self._exponent))
-        return np.floor(bins, out=bins).astype(np.intp)
+        indices: Array = np.floor(bins, out=bins).astype(np.intp)
+        return indices
 
     def _finest(self) -> int:
         """Return the exponent of a width that divides the range into at least :data:`BINS` and fewer than twice."""
