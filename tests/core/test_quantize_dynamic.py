@@ -261,3 +261,22 @@ def test_inputs_that_never_vary_do_not_stop_it() -> None:
         "how far values are from float was not measured: calibration data: input 'x' is 1 everywhere in the only "
         "sample; give real inputs"
     )
+
+
+def test_the_speed_is_measured_once_however_often_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed(monkeypatch, "faster", 0.5)
+    once = quantize_dynamic.measured
+    calls: list[int] = []
+
+    def counted(before: Any, after: Any, nbytes: int, context: Context) -> Any:
+        calls.append(nbytes)
+        return once(before, after, nbytes, context)
+
+    def emit(product: Any, op_type: str, weights: Any, shift: Any, x: Any, tape: Any) -> ir.Value:
+        return tape.op("Neg", [right(product, op_type, weights, shift, x, tape)])
+
+    right = quantize_dynamic.emit
+    monkeypatch.setattr(quantize_dynamic, "measured", counted)
+    monkeypatch.setattr(quantize_dynamic, "emit", emit)
+    result = graphopt.optimize(net("MatMul", sizes=(512, 512)), "quantize-dynamic")
+    assert len(result.report.blamed) == 1 and calls == [1 << 20]
