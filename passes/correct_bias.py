@@ -12,8 +12,9 @@ from pydantic import Field
 
 from graphopt import Decline, Effect, Names, Pass, PassReport, clone, selected
 from graphopt.calibration import ChannelStatistics, observe
-from graphopt.query import constant, is_constant, is_op
+from graphopt.query import attribute, constant, is_constant, is_op
 
+from .layer_by_layer import LayerByLayer, few
 from .quantize.floats import in_floats
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ class CorrectBias(Pass):
 
     ``E[y]`` is the mean of each output channel over the calibration data in the float model, ``E[ỹ]`` that in the
     quantized one. Layers follow one another: each is compared when all those before it are corrected, so that no
-    shift is corrected twice. It runs behind ``insert-qdq`` or ``quantize-static`` in one pipeline, from which it has
-    the float weights; of a file that was quantized before it corrects only what pairs on activations do.
+    shift is corrected twice. It looks at 32 samples at most. It runs behind ``insert-qdq`` or ``quantize-static`` in
+    one pipeline, from which it has the float weights; of a file that was quantized before it corrects only what pairs
+    on activations do.
 
     Lossy: with the old biases back the result must be what it was. Source: Nagel et al. 2019 (arXiv:1906.04721),
     section 4, with the means from data as in its appendix D.
@@ -51,17 +53,24 @@ class CorrectBias(Pass):
                 f"weights such as {unknown[0]} ({len(unknown)} in all) are not known in floats any more: only what "
                 f"pairs on activations do is corrected; run {self.name} in the pipeline that quantizes"
             )
-        wanted = _means(original, layers, context, "means in floats")
+        seen = few(model, context)
+        wanted = _means(original, layers, seen)
+        walk = LayerByLayer(model, seen)
         undo: list[_Change] = []
         generations = list(_generations(model, layers))
-        for number, generation in enumerate(generations, 1):
-            got = _means(model, generation, context, f"means in integers, {number} of {len(generations)}")
+        for i, generation in enumerate(generations):
+            axes = {each.name: each.axis for each in generation}
+            got = walk.means(axes, f"means in integers, {i + 1} of {len(generations)}")
             for each in generation:
                 shift = wanted[each.name] - got[each.name]
                 if not shift.any():
                     continue
                 if context.admit(report, each.node, f"by {np.abs(shift).max():.2g} at most"):
-                    undo.append(_corrected(each, shift, names))
+                    change = _corrected(each, shift, names)
+                    undo.append(change)
+                    if each.holder.op_type != "Add":  # else it is behind what the layer makes
+                        walk.add(each.name, change.shift, each.axis)
+            walk.forget({each.name for later in generations[i + 1 :] for each in later})
         if report.applied:
             report.restored = _restored(model, undo)
         return report
@@ -106,6 +115,8 @@ class _Change:
 
     new: str
     old: ir.TensorProtocol
+    shift: Array
+    """What it is more than that, as a float for each channel."""
 
 
 def _integers(value: ir.Value | None) -> bool:
@@ -128,6 +139,8 @@ def _bias(node: ir.Node) -> tuple[ir.Node, int]:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is None:
         raise Decline("it has no bias")
+    if attribute(node, "beta", 1.0) != 1:
+        raise Decline(f"it multiplies its bias by {attribute(node, 'beta', 1.0):g}")
     if _integers(bias):
         maker = bias.producer()
         assert maker is not None
@@ -152,10 +165,10 @@ def _generations(model: ir.Model, layers: Sequence[_Layer]) -> Iterator[list[_La
     yield from (found[i] for i in sorted(found))
 
 
-def _means(model: ir.Model, layers: Sequence[_Layer], context: Context, what: str) -> Mapping[str, Array]:
+def _means(model: ir.Model, layers: Sequence[_Layer], context: Context) -> Mapping[str, Array]:
     """Return the mean of each channel of what each layer makes."""
     seen = {each.name: ChannelStatistics(each.axis) for each in layers}
-    observe(model, seen, context, what=what)
+    observe(model, seen, context, what="means in floats")
     return {name: statistics.mean for name, statistics in seen.items()}
 
 
@@ -167,8 +180,9 @@ def _corrected(each: _Layer, shift: Array, names: Names) -> _Change:
     if each.holder.op_type == "DequantizeLinear":
         scale = constant(each.holder.inputs[1]).astype(np.float64)
         moved = np.clip(np.rint(old + shift / scale), -(2**31), 2**31 - 1).astype(old.dtype)
+        shift = (moved.astype(np.float64) - old) * scale
     else:
-        moved = (old + shift.reshape(_along(old, shift, each))).astype(old.dtype)
+        moved = (old + shift).astype(old.dtype)
     tensor = ir.Tensor(moved, name=names.fresh(f"{value.name}_corrected"))
     new = ir.Value(
         name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(moved.shape), const_value=tensor
@@ -177,12 +191,7 @@ def _corrected(each: _Layer, shift: Array, names: Names) -> _Change:
     each.holder.replace_input_with(each.index, new)
     if value.is_initializer() and not value.uses() and not value.is_graph_output():
         each.holder.graph.initializers.pop(value.name or "")
-    return _Change(new.name or "", ir.Tensor(old))
-
-
-def _along(old: Array, shift: Array, each: _Layer) -> tuple[int, ...]:
-    """Return the shape of ``shift`` in which it is added to a bias that may be one number, or have more axes."""
-    return (shift.size,) if each.axis == -1 or old.ndim < 2 else (shift.size, *[1] * (old.ndim - 2))
+    return _Change(new.name or "", ir.Tensor(old), shift)
 
 
 def _restored(model: ir.Model, undo: Sequence[_Change]) -> ir.Model:
