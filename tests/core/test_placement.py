@@ -90,8 +90,8 @@ def test_integers_of_a_maxpool_wait_for_an_opset_that_has_them() -> None:
     assert before is not None and before.inputs[1] is not after.inputs[1], "each its own scale"
 
 
-@pytest.mark.parametrize(("channels", "integers"), [(127, 0), (128, 1)])
-def test_a_conv_that_hardsigmoid_reads_pays_from_128_products_on(channels: int, integers: int) -> None:
+@pytest.mark.parametrize(("channels", "integers"), [(191, 0), (192, 1)])
+def test_a_conv_that_hardsigmoid_reads_pays_from_192_products_on(channels: int, integers: int) -> None:
     """The first Conv sums 2 products for each number, the second as many as there are channels."""
     numbers = ",".join(str(i % 7 - 3) for i in range(2 * channels))
     model = from_text(f"""<ir_version: 8, opset_import: ["" : 18]>
@@ -108,3 +108,18 @@ def test_nodes_that_are_included_are_not_asked_whether_they_pay() -> None:
         { a = Conv (x, w) b = Sigmoid (a) z = Mul (a, b) }""")
     assert lowered(quantized(model))["QLinearConv"] == 0
     assert lowered(quantized(model, "{include=[Conv]}"))["QLinearConv"] == 1
+
+
+def test_a_light_conv_whose_channels_are_weighted_in_floats_stays_in_floats() -> None:
+    """As in squeeze-and-excitation: a Mul has an integer kernel, but one of its sides comes from HardSigmoid."""
+    model = from_text("""<ir_version: 8, opset_import: ["" : 18]>
+        main (float[1,2,8,8] x) => (float[1,2,8,8] z)
+        <float[2,2,1,1] w = {1,2,3,4}>
+        { a = Conv (x, w) p = GlobalAveragePool (a) s = HardSigmoid (p) z = Mul (a, s) }""")
+    result = graphopt.optimize(model, "insert-qdq", calibration=FEEDS, target=CPU, strict=True)
+    (declined,) = result.report.passes[0].declined
+    assert (declined.where, declined.reason) == (
+        "a",
+        "Mul z reads its result in floats; its products for each number, 2, are too few to pay for converting it",
+    )
+    assert lowered(result.model)["QLinearConv"] == 0
