@@ -320,6 +320,12 @@ def exact(outputs: Sequence[Array], reference: Sequence[Array] = ()) -> float:
     return float(np.mean([line == text for line, text in zip(lines, texts(True)[: len(lines)], strict=True)]))
 
 
+def read_alike(outputs: Sequence[Array], reference: Sequence[Array]) -> float:
+    """Return the share of lines that are read as the float model reads them, with its faults."""
+    lines, floats = ([line for output in side for line in read(output)] for side in (outputs, reference))
+    return float(np.mean([line == other for line, other in zip(lines, floats, strict=True)]))
+
+
 # --- by model ---------------------------------------------------------------------------------------------------------
 
 

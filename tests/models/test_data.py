@@ -90,6 +90,8 @@ def test_the_float_model_reads_the_lines(model_path: Callable[[str], Path]) -> N
     assert data.exact(found) >= 0.95
     swapped = [found[1], found[0], *found[2:]]
     assert data.exact(swapped) == pytest.approx(data.exact(found) - 2 / 200)
+    assert data.read_alike(found, found) == 1
+    assert data.read_alike(swapped, found) == pytest.approx(1 - 2 / 200)
 
 
 def test_repeats_and_blanks_are_left_out_of_a_line() -> None:
