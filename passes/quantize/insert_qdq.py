@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import onnx_ir as ir
 from pydantic import Field
 
-from graphopt import Context, Decline, Effect, Pass, PassReport, Shapes, selected
+from graphopt import Context, Decline, Effect, Pass, PassReport, Shapes, clone, selected
 from graphopt.calibration import get_calibrator, observe
 from graphopt.scheme import Scheme
 
@@ -68,13 +68,21 @@ class InsertQdq(Pass):
         return self.resolved(context).insert(model, context, PassReport(), {})
 
     def insert(
-        self, model: ir.Model, context: Context, report: PassReport, floats: Mapping[str, str]
+        self,
+        model: ir.Model,
+        context: Context,
+        report: PassReport,
+        floats: Mapping[str, str],
+        seen: Seen | None = None,
     ) -> PassReport:
-        """Put the pairs in, but leave products in ``floats``, for the reason given."""
+        """Put the pairs in, but leave products in ``floats``, for the reason given.
+
+        ``seen`` is what calibration found before, if it ran.
+        """
         placement = self.place(model, context, report, floats)
         if not placement.spots:
             return report
-        editor = Editor(model, self, placement, self.observe(model, placement, context))
+        editor = Editor(model, self, placement, seen or self.observe(model, placement, context))
         editor.edit()
         report.restored, _ = in_floats(model)
         nodes = {
@@ -85,6 +93,21 @@ class InsertQdq(Pass):
         report.drift = drifts(report.restored, nodes, drift(report.restored, model, stands, context))
         report.notes += told(report.drift)
         return report
+
+    def variant(
+        self, model: ir.Model, context: Context, seen: Seen, floats: Collection[str] = ()
+    ) -> ir.Model:
+        """Return a copy of the model with the pairs in, but not around products in ``floats``."""
+        copy = clone(model)
+        dry = Context(copy, target=context.target, seed=context.seed)
+        placement = self.place(copy, dry, PassReport(), dict.fromkeys(floats, ""))
+        Editor(copy, self, placement, seen).edit()
+        return copy
+
+    def planned(self, model: ir.Model, context: Context) -> Placement:
+        """Return where pairs would go."""
+        dry = Context(model, target=context.target, seed=context.seed)
+        return self.place(model, dry, PassReport(), {})
 
     def resolved(self, context: Context) -> InsertQdq:
         """Return the pass with what the target decides."""

@@ -21,6 +21,7 @@ from graphopt import (
     measure,
 )
 
+from .editing import Seen, made
 from .insert_qdq import InsertQdq
 from .sensitivity import Bench, Cost, Metric, decibels
 
@@ -71,25 +72,24 @@ class QuantizeMixed(InsertQdq):
         if target is None or (reason := target.unavailable()):
             why = "the run is for no target" if target is None else f"{target.name} cannot be used: {reason}"
             raise UnavailableError(f"{self.name}: it measures on the target, and {why}; use quantize-static")
-        choice = context.once((self.name, str(self)), lambda: self._choose(options, model, context))
-        report.notes += choice.notes
-        if not choice.quantize:
-            for name, why in choice.floats.items():
-                report.decline(choice.node(model, name), why)
-            return report
-        return options.insert(model, context, report, choice.floats)
+        placement = options.planned(model, context)
+        products = tuple(made(spot.node) for spot in placement.spots.values() if spot.weight is not None)
+        if not products:
+            return options.insert(model, context, report, {})
 
-    def _choose(self, options: InsertQdq, model: ir.Model, context: Context) -> Choice:
-        """Return which products stay in floats, and why."""
-        assert context.target is not None
-        dry = Context(model, target=context.target, seed=context.seed)
-        placement = options.place(model, dry, PassReport(), {})
-        if not any(spot.weight is not None for spot in placement.spots.values()):
-            return Choice({}, True, [])
-        bench = Bench(
-            model, options, placement, options.observe(model, placement, context), context.target, context
-        )
-        return Search(bench, self._goal(bench), time.monotonic() + 60 * self.minutes).choice()
+        def choose() -> tuple[Seen, Choice]:
+            seen = options.observe(model, placement, context)
+            bench = Bench(model, options, placement, seen, target, context)
+            return seen, Search(bench, self._goal(bench), time.monotonic() + 60 * self.minutes).choice()
+
+        seen, choice = context.once((self, products), choose)
+        report.notes += choice.notes
+        if choice.quantize:
+            return options.insert(model, context, report, choice.floats, seen)
+        for spot in placement.spots.values():
+            if spot.weight is not None:
+                report.decline(spot.node, choice.floats[made(spot.node)])
+        return report
 
     def _goal(self, bench: Bench) -> Goal:
         """Return what tells whether a variant is accurate enough."""
@@ -122,10 +122,6 @@ class Choice:
     quantize: bool
     """Whether anything is to run on integers."""
     notes: Sequence[str]
-
-    def node(self, model: ir.Model, name: str) -> ir.Node:
-        """Return the node that makes the value ``name``."""
-        return next(node for node in model.graph if node.outputs and node.outputs[0].name == name)
 
 
 class Search:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import Context, InputError, PassReport, clone
+from graphopt import Context, InputError
 
-from .editing import Editor, Seen, made
+from .editing import Seen, made
 from .placement import Placement
 
 if TYPE_CHECKING:
@@ -73,12 +73,7 @@ class Bench:
 
     def variant(self, floats: Collection[str]) -> ir.Model:
         """Return the model with all products on integers but ``floats``."""
-        model = clone(self.model)
-        context = Context(model, target=self.target, seed=self.context.seed)
-        stay = dict.fromkeys(floats, "")
-        placement = self.options.place(model, context, PassReport(), stay)
-        Editor(model, self.options, placement, self.seen).edit()
-        return model
+        return self.options.variant(self.model, self.context, self.seen, floats)
 
     def noise(self, floats: Collection[str]) -> float:
         """Return the power of the error of the worst output, as a share of the signal's."""
