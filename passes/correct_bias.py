@@ -11,10 +11,10 @@ import onnx_ir as ir
 from pydantic import Field
 
 from graphopt import Decline, Effect, Names, Pass, PassReport, clone, selected
-from graphopt.calibration import ChannelStatistics, observe
+from graphopt.calibration import observe
 from graphopt.query import attribute, constant, is_constant, is_op
 
-from .layer_by_layer import LayerByLayer, few
+from .layer_by_layer import LayerByLayer, Means, few
 from .quantize.floats import in_floats
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ class CorrectBias(Pass):
 
     ``E[y]`` is the mean of each output channel over the calibration data in the float model, ``E[ỹ]`` that in the
     quantized one. Layers follow one another: each is compared when all those before it are corrected, so that no
-    shift is corrected twice. It looks at 32 samples at most. It runs behind ``insert-qdq`` or ``quantize-static`` in
+    shift is corrected twice. It looks at 32 samples at most, and leaves alone what is no larger than chance between
+    them, ``var / samples``, makes it. It runs behind ``insert-qdq`` or ``quantize-static`` in
     one pipeline, from which it has the float weights; of a file that was quantized before it corrects only what pairs
     on activations do.
 
@@ -62,7 +63,7 @@ class CorrectBias(Pass):
             axes = {each.name: each.axis for each in generation}
             got = walk.means(axes, f"means in integers, {i + 1} of {len(generations)}")
             for each in generation:
-                shift = wanted[each.name] - got[each.name]
+                shift = systematic(wanted[each.name] - got[each.name])
                 if not shift.any():
                     continue
                 if context.admit(report, each.node, f"by {np.abs(shift).max():.2g} at most"):
@@ -166,10 +167,22 @@ def _generations(model: ir.Model, layers: Sequence[_Layer]) -> Iterator[list[_La
 
 
 def _means(model: ir.Model, layers: Sequence[_Layer], context: Context) -> Mapping[str, Array]:
-    """Return the mean of each channel of what each layer makes."""
-    seen = {each.name: ChannelStatistics(each.axis) for each in layers}
+    """Return the means of each channel of what each layer makes, a row a sample."""
+    seen = {each.name: Means(each.axis) for each in layers}
     observe(model, seen, context, what="means in floats")
-    return {name: statistics.mean for name, statistics in seen.items()}
+    return {name: one.means for name, one in seen.items()}
+
+
+def systematic(errors: Array) -> Array:
+    """Return the mean of errors (samples, channels), less the more what differs from sample to sample is in it."""
+    mean: Array = errors.mean(0)
+    if len(errors) == 1:
+        return mean
+    chance = errors.var(0, ddof=1) / len(errors)
+    power = np.square(mean)
+    share: Array = np.divide(power - chance, power, out=np.zeros_like(power), where=power > chance)
+    mean *= share
+    return mean
 
 
 def _corrected(each: _Layer, shift: Array, names: Names) -> _Change:

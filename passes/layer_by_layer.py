@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt import Context, clone
 from graphopt.calibration import ChannelStatistics, observe
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, Any]
+Array = np.ndarray[Any, Any]
 
 SAMPLES = 32
 """So many are looked at; of each, what layers make is kept as long as other layers need it."""
@@ -38,16 +36,16 @@ class LayerByLayer:
         """By sample, what is known, by name: the inputs, and what layers made."""
 
     def means(self, axes: Mapping[str, int], what: str) -> dict[str, Array]:
-        """Return the mean of each channel of the values named; from now on they are known."""
+        """Return the means of each channel of the values named, a row a sample; from now on they are known."""
         part = self._part(axes)
         names = [value.name or "" for value in part.graph.inputs]
         data = [{name: known[name] for name in names if name in known} for known in self.kept]
-        seen = {name: (ChannelStatistics(axis), _Kept()) for name, axis in axes.items()}
+        seen = {name: (Means(axis), _Kept()) for name, axis in axes.items()}
         observe(part, seen, Context(part, calibration=data, progress=self.context.progress), what=what)
         for name, (_, one) in seen.items():
             for known, array in zip(self.kept, one.arrays, strict=True):
                 known[name] = array
-        return {name: statistics.mean for name, (statistics, _) in seen.items()}
+        return {name: one.means for name, (one, _) in seen.items()}
 
     def add(self, name: str, shift: Array, axis: int) -> None:
         """Let a known value be more by ``shift``, a number for each channel along ``axis``."""
@@ -104,6 +102,25 @@ class LayerByLayer:
                     behind.add(first)
                     waiting += _read(node)
         return behind, used
+
+
+class Means:
+    """An observer of the mean of each channel along ``axis``, sample by sample."""
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self._rows: list[Array] = []
+
+    def update(self, array: Array) -> None:
+        """Take in the array of one sample."""
+        one = ChannelStatistics(self.axis)
+        one.update(array)
+        self._rows.append(one.mean)
+
+    @property
+    def means(self) -> Array:
+        """The means: (samples, channels)."""
+        return np.stack(self._rows)
 
 
 class _Kept:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from graphopt_passes.correct_bias import systematic
 
 import graphopt
 from graphopt.calibration import ChannelStatistics, observe
@@ -53,6 +54,12 @@ def means(model: ir.Model) -> dict[str, np.ndarray]:
     seen = {name: ChannelStatistics(axis) for name, axis in LAYERS.items()}
     observe(model, seen, Context(model, calibration=pictures(0)))
     return {name: statistics.mean for name, statistics in seen.items()}
+
+
+def test_of_an_error_as_much_stays_as_samples_agree_on() -> None:
+    errors = np.array([[1.0, 1, 3, 0], [1, -1, 1, 0]])
+    np.testing.assert_array_equal(systematic(errors), [1, 0, 1.5, 0])
+    np.testing.assert_array_equal(systematic(errors[:1]), errors[0])
 
 
 COARSE = "insert-qdq{per_channel=false,rounding=nearest,calibrator=minmax}"
