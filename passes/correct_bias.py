@@ -31,7 +31,7 @@ class CorrectBias(Pass):
     shift is corrected twice. It looks at 32 samples at most, and leaves alone what is no larger than chance between
     them, ``var / samples``, makes it. It runs behind ``insert-qdq`` or ``quantize-static`` in
     one pipeline, from which it has the float weights; of a file that was quantized before it corrects only what pairs
-    on activations do.
+    on activations do. Convolutions rounded to nearest gain most; transformers may lose: compare the drift.
 
     Lossy: with the old biases back the result must be what it was. Source: Nagel et al. 2019 (arXiv:1906.04721),
     section 4, with the means from data as in its appendix D.
