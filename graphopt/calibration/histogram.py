@@ -11,8 +11,8 @@ Array = np.ndarray[Any, Any]
 BINS = 2048
 """So many bins the range of what was seen has at least; at most four times as many."""
 
-MODERATE = 60
-"""Widths of two to this power and its inverse leave float32 room for all that matters."""
+SMALLEST = -100
+"""Two to this power and its inverse are float32 numbers."""
 
 
 class Histogram:
@@ -63,9 +63,9 @@ class Histogram:
         self.counts, self._first = grown, first
 
     def _bins(self, numbers: Array) -> Array:
-        """Return the number of each one's bin. A factor that is a power of two rounds nothing, in float32 either."""
+        """Return the number of each one's bin. A power of two as a factor of 1 or more rounds nothing in float32."""
         assert self._exponent is not None
-        if numbers.dtype != np.float32 or abs(self._exponent) > MODERATE:
+        if numbers.dtype != np.float32 or not SMALLEST <= self._exponent <= 0:
             numbers = numbers.astype(np.float64)
         bins = numbers * numbers.dtype.type(math.ldexp(1.0, -self._exponent))
         indices: Array = np.floor(bins, out=bins).astype(np.intp)

@@ -169,6 +169,14 @@ def test_a_histogram_of_a_stream_is_the_histogram_of_all_at_once(arrays: list[np
     np.testing.assert_array_equal(stream.counts, want)
 
 
+def test_a_tiny_number_below_0_is_not_counted_as_0() -> None:
+    one = Histogram()
+    one.update(np.array([-1e-45, 5000], np.float32))
+    assert one.width == 2
+    assert one.counts[:2].tolist() == [1, 0]
+    assert one.centers[0] == pytest.approx(-1.4e-45, abs=1e-46)
+
+
 @pytest.mark.parametrize("name", ["minmax", "moving-average", "percentile", "entropy", "mse", "sqnr"])
 def test_every_calibrator_takes_what_comes(name: str) -> None:
     made = get_calibrator(name)
