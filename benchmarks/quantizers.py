@@ -143,7 +143,8 @@ def graphopt(pipeline: str, calibrated: bool = True) -> Quantize:
         given = feeds if calibrated else None
         result = graphopt.optimize(source, pipeline, calibration=given, verify=False, strict=True)
         result.save(target)
-        figures["remarks"] = list(result.report.remarks)
+        notes = [note for entry in result.report.passes for note in entry.notes if "times as long" in note]
+        figures["remarks"] = [*result.report.remarks, *notes]
 
     return quantize
 
@@ -161,7 +162,8 @@ TOOLS: dict[str, tuple[str, str | None, Maker]] = {
     "onnxruntime dynamic": ("onnxruntime", "quantize-onnxruntime", dynamic),
     "NNCF": ("nncf", "nncf", nncf),
     "Neural Compressor": ("onnx-neural-compressor", "onnx-neural-compressor", neural_compressor),
-    "graphopt": ("graphopt", None, lambda: graphopt("speed,quantize-static")),
+    "graphopt static": ("graphopt", None, lambda: graphopt("speed,quantize-static")),
+    "graphopt": ("graphopt", None, lambda: graphopt("quantize")),
 }
 """Package, environment and function by tool, for activations and weights."""
 WEIGHT_TOOLS: dict[str, tuple[str, str | None, Maker]] = {

@@ -89,12 +89,15 @@ ATTENTION = "fuse-rotary,fuse-attention{dialect=standard},fuse-attention"
 TRY = "fuse-skip-layer-norm,fuse-bias-gelu,fuse-matmul,fuse-projections,fuse-activation"
 """What wins on some machines and loses on others."""
 
+SPEED = (
+    f"inline-functions,fixpoint({CLEAN},{FUSE}),"
+    f"fixpoint({CLEAN},{FUSE},{ALGEBRA},{FOLD},{SHARE},{END}),{LAYOUT},fuse-affine,{END}"
+)
+
 PRESETS: dict[str, str] = {
     "simplify": f"inline-functions,fixpoint({CLEAN},{ALGEBRA},{SHARE},{END})",
-    "speed": (
-        f"inline-functions,fixpoint({CLEAN},{FUSE}),"
-        f"fixpoint({CLEAN},{FUSE},{ALGEBRA},{FOLD},{SHARE},{END}),{LAYOUT},fuse-affine,{END}"
-    ),
+    "speed": SPEED,
+    "quantize": f"{SPEED},smooth-activations,quantize-mixed",
     "speed{measured=true}": (
         f"inline-functions,fixpoint({CLEAN},{FUSE},fuse-swish,fuse-mish),raise-opset{{where=Softmax}},"
         f"fixpoint({CLEAN},{FUSE},{ATTENTION},{ALGEBRA},{FOLD},{SHARE},{END}),"

@@ -48,13 +48,14 @@ def measured(before: ir.Model, after: ir.Model, nbytes: int, context: Context) -
         return Speed(
             "the speed was not measured, for the size of the model; `graphopt bench` compares the two files"
         )
-    if not context.samples:
+    feeds = next(iter(context.calibration or context.samples), None)
+    if feeds is None:
         return None
     context.progress("measuring the speed", 0, 0)
     try:
         found = measure(
             [before, after],
-            [context.samples[0]],
+            feeds,
             target,
             names=["before", "after"],
             seconds=SECONDS,
