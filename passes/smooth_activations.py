@@ -30,6 +30,8 @@ SMOOTH = 1e-3
 """Scales that are equal but for this share change nothing."""
 SMALLEST = 1e-4
 """Channels that never exceed this share of the largest one count as if they did."""
+FEW = 4
+"""From so many rows on, but fewer than channels, half of them tell whether the scales suit the others."""
 TIE = 1e-5
 """The range of activations goes so much further down: with alpha 1 it is as long below 0 as above, and what float32
 rounds away would decide between two zero points.
@@ -143,15 +145,13 @@ class SmoothActivations(Pass):
         w = np.max([np.abs(matrix).max(1) for matrix in weights], axis=0)
         if not a.any() or not w.any():
             raise Decline("its activations or weights are zeros")
-        a, w = np.maximum(a, SMALLEST * a.max()), np.maximum(w, SMALLEST * w.max())
         wanted = [rows.sample @ matrix for matrix in weights]
         before = _error(rows, np.ones_like(a), weights, wanted)
         tried: dict[float, tuple[float, Array]] = {}
 
         def best(alphas: Iterable[float]) -> float:
             for alpha in alphas:
-                s = a**alpha / w ** (1 - alpha)
-                s /= np.exp(np.log(s).mean())
+                s = _balanced(a, w, alpha)
                 tried[alpha] = _error(rows, s, weights, wanted), s
             return min(tried, key=lambda each: tried[each][0])
 
@@ -159,9 +159,14 @@ class SmoothActivations(Pass):
         if self.alpha is None:
             alpha = best((round(alpha - STEP / 2, 3), round(alpha + STEP / 2, 3)))
         after, s = tried[alpha]
-        gain = 10 * float(np.log10(max(before, 1e-300) / max(after, 1e-300)))
+        gain = _decibels(before, after)
         if gain < self.gain or np.ptp(np.log(s)) < SMOOTH:
             raise Decline(f"its products gain {gain:.1f} dB at alpha {alpha:g}")
+        if FEW <= rows.count < len(s) and (held := _held_out(rows, alpha, w, weights)) < 0:
+            raise Decline(
+                f"its products gain {gain:.1f} dB at alpha {alpha:g}, but lose {-held:.1f} dB on rows whose range was "
+                f"not looked at: {rows.count} rows of calibration data are too few"
+            )
         return s, f"alpha {alpha:g}, {gain:.1f} dB"
 
 
@@ -186,6 +191,7 @@ class Rows:
     def __init__(self, limit: int, seed: int) -> None:
         self.limit = limit
         self._random = np.random.default_rng(seed)
+        self.count = 0
         self._keys: Array = np.zeros(0)
         self.sample: Array = np.zeros((0, 0), np.float32)
         self.low: Array = np.zeros(0)
@@ -196,6 +202,7 @@ class Rows:
         if not array.size:
             return
         rows = np.asarray(array, np.float32).reshape(-1, array.shape[-1])
+        self.count += len(rows)
         low, high = rows.min(0).astype(np.float64), rows.max(0).astype(np.float64)
         if not self.low.size:
             self.low, self.high, self.sample = low, high, rows[:0]
@@ -208,6 +215,31 @@ class Rows:
     def largest(self) -> Array:
         """The largest magnitude of each channel."""
         return np.maximum(np.abs(self.low), np.abs(self.high))
+
+
+def _balanced(a: Array, w: Array, alpha: float) -> Array:
+    """Return the scales for the largest activations and weights of each channel; their geometric mean is 1."""
+    a, w = np.maximum(a, SMALLEST * a.max()), np.maximum(w, SMALLEST * w.max())
+    s: Array = a**alpha / w ** (1 - alpha)
+    s /= np.exp(np.log(s).mean())
+    return s
+
+
+def _held_out(rows: Rows, alpha: float, w: Array, weights: Sequence[Array]) -> float:
+    """Return the decibels that every other row gains, where the scales and ranges come from the rows between."""
+    fit, held = Rows(rows.limit, 0), Rows(rows.limit, 0)
+    fit.update(rows.sample[::2])
+    held.update(rows.sample[1::2])
+    held.low, held.high = fit.low, fit.high
+    wanted = [held.sample @ matrix for matrix in weights]
+    before, after = (
+        _error(held, s, weights, wanted) for s in (np.ones_like(w), _balanced(fit.largest, w, alpha))
+    )
+    return _decibels(before, after)
+
+
+def _decibels(before: float, after: float) -> float:
+    return 10 * float(np.log10(max(before, 1e-300) / max(after, 1e-300)))
 
 
 def _error(rows: Rows, s: Array, weights: Sequence[Array], wanted: Sequence[Array]) -> float:

@@ -11,8 +11,8 @@ from graphopt.query import attribute, constant_tensor
 from graphopt.scheme import Scheme
 
 Array = np.ndarray[Any, Any]
-POSITIONS = 256
-"""So many places of a sample are looked at."""
+POSITIONS, ENOUGH, FURTHER = 256, 4096, 32
+"""So many places of a sample are looked at; of further samples fewer, when so many were seen in all."""
 WIDEST = 1536
 """Products that sum over more numbers round to nearest: their second moments would take too much memory."""
 DAMPING = 0.01
@@ -45,10 +45,14 @@ class Moments:
         self._sum = total if self._sum is None else self._sum + total
         self.count += rows.shape[1]
 
+    @property
+    def _positions(self) -> int:
+        return POSITIONS if self.count < ENOUGH else FURTHER
+
     def _rows(self, x: Array) -> Array:
         rows = x.reshape(-1, x.shape[-1])
-        if len(rows) > POSITIONS:
-            rows = rows[self._random.choice(len(rows), POSITIONS, replace=False)]
+        if len(rows) > self._positions:
+            rows = rows[self._random.choice(len(rows), self._positions, replace=False)]
         return rows[None].astype(np.float32)
 
     def _patches(self, x: Array) -> Array:
@@ -63,7 +67,7 @@ class Moments:
             (padded.shape[2 + i] - (kernel[i] - 1) * dilations[i] - 1) // strides[i] + 1 for i in range(dims)
         ]
         total = len(x) * int(np.prod(sizes))
-        chosen = self._random.choice(total, min(total, POSITIONS), replace=False)
+        chosen = self._random.choice(total, min(total, self._positions), replace=False)
         sample, *at = np.unravel_index(chosen, (len(x), *sizes))
         grid = np.meshgrid(*[np.arange(kernel[i]) * dilations[i] for i in range(dims)], indexing="ij")
         where = tuple(
