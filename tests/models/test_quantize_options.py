@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import data
 import numpy as np
 import onnx_ir as ir
 import pytest
 import zoo
 from conftest import need
-from data import calibration, test
 
 import graphopt
 from graphopt import Result, all_nodes
@@ -35,7 +35,7 @@ def efficientnet() -> Callable[..., Result]:
     """Return a function that runs a pass on EfficientNet-Lite0, calibrated on four crops."""
     need("efficientnet-lite0")
     model = graphopt.optimize(zoo.onnx_path("efficientnet-lite0"), "speed", verify=False).model
-    crops, tests = calibration("efficientnet-lite0")[:4], test("efficientnet-lite0")[:2]
+    crops, tests = data.calibration("efficientnet-lite0")[:4], data.test("efficientnet-lite0")[:2]
     return lambda text, **settings: graphopt.optimize(
         model, text, inputs=tests, calibration=crops, strict=True, **settings
     )
@@ -48,7 +48,7 @@ def minilm() -> Callable[..., Result]:
     model = graphopt.optimize(zoo.onnx_path("minilm"), "simplify", verify=False).model
     tests = [
         {name: array[i : i + 1, : feeds["attention_mask"][i].sum()] for name, array in feeds.items()}
-        for feeds in test("minilm")[:2]
+        for feeds in data.test("minilm")[:2]
         for i in range(len(feeds["input_ids"]))
     ]
     return lambda text: graphopt.optimize(model, text, inputs=tests, strict=True)
