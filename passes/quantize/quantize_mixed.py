@@ -131,18 +131,22 @@ class Search:
         self.bench, self.goal, self.deadline = bench, goal, deadline
         self.costs: dict[str, Cost] = {}
         self.notes: list[str] = []
+        self.by_noise: frozenset[str] | None = None
 
     def choice(self) -> Choice:
         """Measure, search, and race what was found."""
         self.costs = {cost.name: cost for cost in self.bench.costs(self.deadline)}
         slow = [cost.name for cost in self.costs.values() if cost.gain_ms <= 0]
         worth = sorted(self.costs.keys() - set(slow), key=lambda name: -self._rate(name))
-        noisiest = sorted(self.costs, key=lambda name: -self.costs[name].noise)
         if self.goal.reached is None:
-            sets = [self._weighed([*slow, *worth], len(slow))]
+            sets = [self._weighed([*slow, *worth], len(slow)), frozenset(slow), frozenset()]
         else:
-            sets = [self._refilled(self._prefix([*slow, *worth])), self._prefix(noisiest)]
-        sets += [frozenset(), frozenset(slow)]
+            sets = [
+                self._refilled(self._prefix([*slow, *worth])),
+                self._by_noise(),
+                frozenset(slow),
+                frozenset(),
+            ]
         if time.monotonic() > self.deadline:
             self.notes.append("time ran out; this is the best that was found so far")
         return self._raced(list(dict.fromkeys(sets)))
@@ -161,6 +165,11 @@ class Search:
             middle = (low + high) // 2
             low, high = (low, middle) if self._reached(order[:middle]) else (middle + 1, high)
         return frozenset(order[:high])
+
+    def _by_noise(self) -> frozenset[str]:
+        """Return what stays in floats where noise alone decides."""
+        self.by_noise = self._prefix(sorted(self.costs, key=lambda name: -self.costs[name].noise))
+        return self.by_noise
 
     def _refilled(self, floats: frozenset[str]) -> frozenset[str]:
         """Return ``floats`` without what fits into the noise that is left."""
@@ -215,6 +224,9 @@ class Search:
                 dict.fromkeys(self.costs, "integers are no faster here"), False, [*self.notes, note]
             )
         note = f"{count} run on integers: {speed}; the outputs have {db:.1f} dB on calibration data"
+        if self.by_noise in sets and self.by_noise != floats:
+            ratio = timings[sets.index(self.by_noise)].ratio
+            note += f"; chosen by noise alone, {len(self.costs) - len(self.by_noise)} products would, at {ratio:.2f}"
         return Choice(self._reasons(floats), True, [*self.notes, note])
 
     def _race(self, sets: Sequence[frozenset[str]]) -> Sequence[Timing]:
