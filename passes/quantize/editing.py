@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import Names
-from graphopt.query import attribute, constant, opset
+from graphopt.query import attribute, constant, is_constant, is_op, opset
 
 from .floats import FLOAT
 from .placement import Placement, Spot
@@ -62,6 +62,8 @@ class Editor:
         """Edit each node of the placement."""
         for spot in self.placement.spots.values():
             self._edit(spot)
+        for pair in self.pairs.values():
+            self._shield(pair)
 
     def _edit(self, spot: Spot) -> None:
         """Let a node read integers, and give integers where it has an output to be quantized."""
@@ -96,6 +98,25 @@ class Editor:
             use.node.replace_input_with(use.idx, dq.outputs[0])
         self.pairs[value] = dq.outputs[0]
         return dq.outputs[0]
+
+    def _shield(self, pair: ir.Value) -> None:
+        """Let products in floats read the pair through a Clip without bounds, which changes nothing.
+
+        onnxruntime (WeightBiasQuantization) rounds the float weights of what reads a DequantizeLinear itself, to 8
+        bits with one scale for all channels.
+        """
+        uses = [use for use in pair.uses() if use.idx == 0 and _in_floats(use.node)]
+        if not uses:
+            return
+        clip = ir.node("Clip", [pair])
+        clip.name = self.names.fresh_node(f"{pair.name}_as_float")
+        value = clip.outputs[0]
+        value.name, value.type, value.shape = self.names.fresh(f"{pair.name}_as_float"), pair.type, pair.shape
+        maker = pair.producer()
+        assert maker is not None
+        self.graph.insert_after(maker, clip)
+        for use in uses:
+            use.node.replace_input_with(0, value)
 
     def _parameters(self, value: ir.Value) -> tuple[ir.Value, ir.Value, Array]:
         if value not in self.scales:
@@ -198,6 +219,11 @@ class Editor:
             for value, pair in self.pairs.items()
             if value.producer() is not None
         }
+
+
+def _in_floats(node: ir.Node) -> bool:
+    """Return whether a node multiplies by float weights that onnxruntime would round."""
+    return is_op(node, "Conv", "ConvTranspose", "Gemm") and is_constant(node.inputs[1])
 
 
 def opset_of(model: ir.Model) -> int:
