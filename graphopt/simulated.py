@@ -8,7 +8,7 @@ integers of the simulation as an input. Each layer is then fused as in the whole
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from onnx_ir.passes import common
 from .analysis.precision import coarser, grade
 from .closeness import Difference, tolerance
 from .context import Feeds
+from .groups import divided
 from .interfaces import place
 from .model import clone
 from .ops import is_random
@@ -129,7 +130,7 @@ def compare_integers(
     layers = {_made(node): Layer(*_upstream(node)) for node in cuts}
     floats = [v.name or "" for v in model.graph.outputs if v.dtype is None or v.dtype.is_floating_point()]
     found = Comparison(list(layers.values()), [Difference(name) for name in floats])
-    groups = list(_groups(_sizes(model, list(layers), feeds[0]), budget_bytes))
+    groups = divided(giving(model, list(layers)), list(layers), feeds[0], budget_bytes)
     for i, group in enumerate(groups):
         last = i == len(groups) - 1
         _compare(model, target, feeds, {name: layers[name] for name in group}, found.outputs if last else [])
@@ -237,36 +238,3 @@ def _upstream(node: ir.Node) -> tuple[str, tuple[str, ...]]:
                 queue.append(maker)
     names = tuple(map(place, found))
     return names[0] if names else place(node), names
-
-
-# --- groups -----------------------------------------------------------------------------------------------------------
-
-
-def _sizes(model: ir.Model, names: Sequence[str], feed: Feeds) -> dict[str, int]:
-    """Return the bytes of each value in one sample, by a run that gives nothing but the numbers of elements."""
-    sized = clone(model)
-    values = {value.name: value for node in sized.graph for value in node.outputs}
-    fresh = Names(sized)
-    counts: dict[str, str] = {}
-    for name in names:
-        node = ir.node("Size", [values[name]])
-        node.outputs[0].name = counts[name] = fresh.fresh(f"{name}_size")
-        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.INT64), ir.Shape([])
-        sized.graph.append(node)
-    _keep(sized, list(counts.values()))
-    with OnnxRuntime(sized) as runner:
-        got = runner.run(feed)
-    return {name: int(got[count]) for name, count in counts.items()}
-
-
-def _groups(sizes: Mapping[str, int], budget: int) -> Iterator[list[str]]:
-    """Yield the names of as many values as fit into the budget together; a larger value comes alone."""
-    group: list[str] = []
-    room = budget
-    for name, size in sizes.items():
-        if size > room and group:
-            yield group
-            group, room = [], budget
-        group.append(name)
-        room -= size
-    yield group

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from .. import feeds as feeding
 from ..errors import InputError, ModelError
+from ..groups import divided
 from ..model import clone
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def observe(
     inputs = {value.name or "": value for value in model.graph.inputs}
     made = _in_order(model, watched.keys() - inputs.keys())
     first = _first(model, data)
-    groups = _groups(model, made, first, budget_bytes)
+    groups = divided(model, made, first, budget_bytes)
     spans: dict[str, tuple[float, float]] = {}
     total = len(data) * len(groups) if isinstance(data, Sized) else 0
     count = done = 0
@@ -133,40 +134,6 @@ def _in_order(model: ir.Model, names: Iterable[str]) -> list[str]:
             f"{min(missing)}: no node of the main graph makes a value of this name to be observed"
         )
     return [name for name in made if name]
-
-
-def _groups(model: ir.Model, names: Sequence[str], feed: Feeds, budget: int) -> list[list[str]]:
-    """Divide the values so that those of one group fit into the budget, as large as they are in the first sample."""
-    groups: list[list[str]] = [[]]
-    room = budget
-    for name, size in _sizes(model, names, feed).items():
-        if size > room and groups[-1]:
-            groups.append([])
-            room = budget
-        groups[-1].append(name)
-        room -= size
-    return groups
-
-
-def _sizes(model: ir.Model, names: Sequence[str], feed: Feeds) -> dict[str, int]:
-    """Return the bytes of each value in one sample, by a run that gives nothing but the numbers of elements."""
-    if not names:
-        return {}
-    sized = clone(model)
-    values = {value.name: value for node in sized.graph for value in node.outputs}
-    counts = {name: ir.node("Size", [values[name]]) for name in names}
-    for i, node in enumerate(counts.values()):
-        node.outputs[0].name = f"graphopt_size_{i}"
-        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.INT64), ir.Shape([])
-    sized.graph.extend(counts.values())
-    sized.graph.outputs.clear()
-    sized.graph.outputs.extend(node.outputs[0] for node in counts.values())
-    got = _run(_made(sized), [node.outputs[0].name or "" for node in counts.values()], feed)
-    sizes = {}
-    for (name, node), count in zip(counts.items(), got.values(), strict=True):
-        dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
-        sizes[name] = int(count) * (max(int(dtype.bitwidth) // 8, 1) if dtype is not None else 4)
-    return sizes
 
 
 def _session(model: ir.Model, names: Sequence[str]) -> Any:

@@ -13,7 +13,6 @@ from pydantic import Field, model_validator
 
 from graphopt import (
     Context,
-    GraphoptError,
     OptionError,
     PassReport,
     Timing,
@@ -234,17 +233,14 @@ class Search:
         if not sets:
             return []
         models = [bench.model, *map(bench.variant, sets)]
-        try:
-            return measure(
-                models,
-                bench.feeds[0],
-                bench.target,
-                seconds=SECONDS * len(models),
-                seed=bench.context.seed,
-                progress=bench.context.progress,
-            ).timings[1:]
-        except GraphoptError as error:
-            raise type(error)(f"racing quantized models: {error}") from error
+        return measure(
+            models,
+            bench.feeds[0],
+            bench.target,
+            seconds=SECONDS * len(models),
+            seed=bench.context.seed,
+            progress=bench.context.progress,
+        ).timings[1:]
 
     def _reasons(self, floats: Collection[str]) -> dict[str, str]:
         total = sum(cost.noise for cost in self.costs.values()) or 1.0

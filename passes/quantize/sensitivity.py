@@ -68,7 +68,7 @@ class Bench:
         self.feeds = samples(context)
         with target.compile(model) as executable:
             self.reference = [executable.run(feeds) for feeds in self.feeds]
-        self.signal = self._power(self.reference)
+        self.signal = {name: power for name, power in _power(self.reference).items() if power}
         self._known: dict[frozenset[str], float] = {}
 
     def variant(self, floats: Collection[str]) -> ir.Model:
@@ -88,16 +88,8 @@ class Bench:
         for feeds, wanted in zip(self.feeds, self.reference, strict=True):
             found = executable.run(feeds)
             errors.append({name: found[name].astype(np.float64) - wanted[name] for name in self.signal})
-        power = self._power(errors)
+        power = _power(errors)
         return max((power[name] / signal for name, signal in self.signal.items()), default=0.0)
-
-    def _power(self, outputs: Iterable[Mapping[str, Array]]) -> dict[str, float]:
-        total: dict[str, float] = {}
-        for each in outputs:
-            for name, array in each.items():
-                if isinstance(array, np.ndarray) and array.dtype.kind == "f":
-                    total[name] = total.get(name, 0.0) + float(np.square(array, dtype=np.float64).sum())
-        return {name: power for name, power in total.items() if power} if outputs is self.reference else total
 
     def score(self, metric: Metric, floats: Collection[str] | None) -> float:
         """Return what ``metric`` says of a variant; of the float model where ``floats`` is ``None``."""
@@ -108,7 +100,7 @@ class Bench:
     def costs(self, deadline: float) -> list[Cost]:
         """Return what each product costs and gains, in the order of the graph.
 
-        Where time runs out, the products that were not looked at count as noisy as those of the others together.
+        Where time runs out, the products that were not looked at count as noisy as the others are on average.
         """
         floats, integers = self._times()
         noises: dict[str, float] = {}
@@ -136,6 +128,16 @@ class Bench:
                 for name, milliseconds in spent.items():
                     known[name] = min(known.get(name, math.inf), milliseconds)
         return found
+
+
+def _power(outputs: Iterable[Mapping[str, Array]]) -> dict[str, float]:
+    """Return the sum of squares of each output that is an array of floats, over all samples."""
+    total: dict[str, float] = {}
+    for each in outputs:
+        for name, array in each.items():
+            if isinstance(array, np.ndarray) and array.dtype.kind == "f":
+                total[name] = total.get(name, 0.0) + float(np.square(array, dtype=np.float64).sum())
+    return total
 
 
 def samples(context: Context, count: int = 16) -> Sequence[Mapping[str, Any]]:

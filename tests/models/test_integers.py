@@ -14,7 +14,7 @@ from graphopt.lowering import lowering
 from graphopt.report import SIMULATED
 
 CPU = plugins.get_backend("onnxruntime:cpu")
-PIPELINE = "simplify,fold-batchnorm,quantize-static{calibrator=minmax,rounding=nearest}"
+PIPELINE = "simplify,fold-batchnorm,quantize-static{calibrator=minmax,rounding=nearest,measured=false}"
 
 
 def quantized(name: str, path: Path) -> graphopt.Result:
