@@ -223,9 +223,10 @@ class Search:
                 dict.fromkeys(self.costs, "integers are no faster here"), False, [*self.notes, note]
             )
         note = f"{count} run on integers: {speed}; the outputs have {db:.1f} dB on calibration data"
-        if self.by_noise in sets and self.by_noise != floats:
-            ratio = timings[sets.index(self.by_noise)].ratio
-            note += f"; chosen by noise alone, {len(self.costs) - len(self.by_noise)} products would, at {ratio:.2f}"
+        if self.by_noise is not None and self.by_noise != floats:
+            count = str(len(self.costs) - len(self.by_noise)) if self.by_noise in sets else "no"
+            ratio = f", at {timings[sets.index(self.by_noise)].ratio:.2f}" if self.by_noise in sets else ""
+            note += f"; chosen by noise alone, {count} products would{ratio}"
         return Choice(self._reasons(floats), True, [*self.notes, note])
 
     def _race(self, sets: Sequence[frozenset[str]]) -> Sequence[Timing]:

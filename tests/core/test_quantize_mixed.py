@@ -94,6 +94,13 @@ def test_noise_alone_would_have_left_out_more_speed() -> None:
     )
 
 
+def test_the_same_choice_by_noise_alone_is_not_worth_a_word() -> None:
+    costs = [Cost("a", 0.010, 1.0, 0.5), Cost("b", 0.001, 1.0, 1.2), Cost("c", 0.0005, 1.0, 0.9)]
+    choice = search(costs, 32.0)  # 0.00063: a, b, c in the order of noise leaves c; room for a is nowhere
+    assert set(choice.floats) == {"a", "b"}
+    assert "chosen by noise alone" not in choice.notes[0]
+
+
 def test_what_noise_leaves_room_for_is_quantized_again() -> None:
     costs = [Cost("a", 0.001, 1.0, 0.9), Cost("b", 0.008, 9.0, 1.0), Cost("c", 0.0001, 2.0, 1.0)]
     choice = search(costs, 29.0)  # 0.00126: the order a, b, c drops a first, which has room when b is dropped
