@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from graphopt_passes.equalize_ranges import EqualizeRanges
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from graphopt.testing import conformance, run, same_outputs
@@ -24,15 +24,18 @@ main (float[N,1,H,W] x) => (float[N,1,H,W] y)
 ACTIVATIONS = ["Relu", "LeakyRelu", "Identity", "Sigmoid", "Clip"]
 
 
-def chain(kinds: list[str], sizes: list[int], activations: list[str], seed: int) -> ir.Model:
+def chain(
+    kinds: list[str], sizes: list[int], activations: list[str], seed: int, dtype: Any = np.float32
+) -> ir.Model:
     """Return a chain of layers with weights whose channels lie up to a thousandfold apart."""
+    number = ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype)))
     rng = np.random.default_rng(seed)
-    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([2, sizes[0], 4, 4]))
+    x = ir.Value(name="x", type=number, shape=ir.Shape([2, sizes[0], 4, 4]))
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": 20}, name="chain")
     value, channels = x, sizes[0]
 
     def constant(array: Any, name: str) -> ir.Value:
-        made = ir.Value(name=name, const_value=ir.tensor(np.asarray(array, np.float32), name=name))
+        made = ir.Value(name=name, const_value=ir.tensor(np.asarray(array, dtype), name=name))
         graph.register_initializer(made)
         return made
 
@@ -59,12 +62,15 @@ def chain(kinds: list[str], sizes: list[int], activations: list[str], seed: int)
         graph.extend([layer, behind])
         layer.outputs[0].name, behind.outputs[0].name = f"c{i}", f"a{i}"
         value, channels = behind.outputs[0], channels_out
-    value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([2, channels, 4, 4])
+    value.type, value.shape = number, ir.Shape([2, channels, 4, 4])
     graph.outputs.append(value)
     return ir.Model(graph, ir_version=10)
 
 
 @settings(max_examples=40, deadline=None)
+@example(
+    ["transposed", "transposed", "plain", "plain"], [2, 4, 3, 3, 1], ["Relu", "Relu", "Clip", "Sigmoid"], 47
+)
 @given(
     st.lists(st.sampled_from(["plain", "depthwise", "transposed"]), min_size=2, max_size=4),
     st.lists(st.integers(1, 4), min_size=5, max_size=5),
@@ -74,9 +80,10 @@ def chain(kinds: list[str], sizes: list[int], activations: list[str], seed: int)
 def test_a_random_chain_computes_the_same_and_a_second_run_finds_nothing(
     kinds: list[str], sizes: list[int], activations: list[str], seed: int
 ) -> None:
-    model = chain(kinds, sizes, activations, seed)
+    """In double precision: what float32 rounds away may be all of a sum of large numbers in front of a Sigmoid."""
+    model = chain(kinds, sizes, activations, seed, np.float64)
     after, _, _ = run(EqualizeRanges(), model)
-    feed = {"x": np.random.default_rng(seed).normal(size=(2, sizes[0], 4, 4)).astype(np.float32)}
+    feed = {"x": np.random.default_rng(seed).normal(size=(2, sizes[0], 4, 4))}
     same_outputs(model, after, [feed])
     _, again, _ = run(EqualizeRanges(), after)
     assert again.applied == []
