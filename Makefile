@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench bench-simplify bench-quantize docs lint clean
+.PHONY: help demo test test-all bench bench-simplify bench-quantize bench-prune docs lint clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -34,6 +34,9 @@ test-all: $(VENV)/.stamp-graphopt  ## the tests that take longer, too
 
 bench-simplify: $(VENV)/.stamp-graphopt  ## graphopt and its peers on the same models: benchmarks/results/simplify.md
 	$(BIN)/python benchmarks/simplify.py
+
+bench-prune: $(VENV)/.stamp-graphopt  ## graphopt and other pruners on the same models: benchmarks/results/prune.md
+	$(BIN)/python benchmarks/prune.py
 
 bench-quantize: $(VENV)/.stamp-graphopt  ## graphopt and other quantizers on the same models: benchmarks/results/quantize.md
 	$(BIN)/python benchmarks/quantize.py

@@ -40,6 +40,7 @@ _HOMES = {
     "VerificationError": "errors",
     "all_graphs": "query",
     "all_nodes": "query",
+    "channel_groups": "analysis.channels",
     "clone": "model",
     "compare": "verify",
     "cost": "analysis.cost",
@@ -62,6 +63,7 @@ __all__ = sorted([*_HOMES, "query"])
 
 if TYPE_CHECKING:
     from . import query as query
+    from .analysis.channels import channel_groups as channel_groups
     from .analysis.cost import cost as cost
     from .analysis.shapes import Shapes as Shapes
     from .backends.onnxruntime import OnnxRuntime as OnnxRuntime

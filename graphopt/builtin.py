@@ -1,4 +1,4 @@
-"""The core's own plugin: targets, frontends and calibrators of graphopt itself, offered as any plugin offers them."""
+"""The core's own plugin: its targets, frontends, calibrators and criteria, offered as any plugin offers them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from .hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from .calibration import Calibrator
+    from .criteria import Criterion
     from .frontends import Frontend
     from .interfaces import Backend
 
@@ -43,3 +44,11 @@ def register_calibrators() -> Mapping[str, type[Calibrator]]:
         "mse": calibration.Mse,
         "sqnr": calibration.Sqnr,
     }
+
+
+@hookimpl
+def register_criteria() -> Mapping[str, type[Criterion]]:
+    """Offer the usual ways to tell what a channel is worth."""
+    from .criteria import CRITERIA
+
+    return CRITERIA

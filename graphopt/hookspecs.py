@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from .calibration import Calibrator
     from .context import Context
+    from .criteria import Criterion
     from .frontends import Frontend
     from .interfaces import Backend, Pass, PassReport
     from .ops import OpInfo
@@ -74,6 +75,16 @@ def register_operators() -> Mapping[tuple[str, str], OpInfo]:  # type: ignore[em
 @hookspec
 def register_calibrators() -> Mapping[str, type[Calibrator]]:  # type: ignore[empty-body]
     """Offer ways to find the range that integers stand for: name to class.
+
+    Called once. Two plugins that offer one name are an error that names both.
+
+    .. versionadded:: 0.1
+    """
+
+
+@hookspec
+def register_criteria() -> Mapping[str, type[Criterion]]:  # type: ignore[empty-body]
+    """Offer ways to tell what a channel is worth, for pruning: name to class.
 
     Called once. Two plugins that offer one name are an error that names both.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from .analysis.channels import Flow
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class OpInfo:
     """The output has the input's elements, in their order, in another shape."""
     channel_axis: int | None = None
     """The axis that weights and normalization treat as channels, where there is one."""
+    channels: Callable[[ir.Node, Flow], None] | None = None
+    """The rule that says where channels go, of an operator that ``graphopt.analysis.channels`` has no rule for."""
 
 
 UNARY = (

@@ -18,6 +18,7 @@ from .errors import OptionError, PipelineError, PluginError, UsageError
 
 if TYPE_CHECKING:
     from .calibration import Calibrator
+    from .criteria import Criterion
     from .frontends import Frontend
     from .interfaces import Backend, Pass
     from .ops import OpInfo
@@ -197,7 +198,13 @@ def calibrators() -> dict[str, type[Calibrator]]:
     return _table("calibrator", "register_calibrators", lambda offered: list(offered.items()))[0]
 
 
-INDEXES = (_passes_by_owner, presets, backends, frontends, operators, calibrators)
+@cache
+def criteria() -> dict[str, type[Criterion]]:
+    """Return every way to tell what a channel is worth, by name."""
+    return _table("criterion", "register_criteria", lambda offered: list(offered.items()))[0]
+
+
+INDEXES = (_passes_by_owner, presets, backends, frontends, operators, calibrators, criteria)
 """What is on offer, gathered from all plugins when it is first asked for."""
 
 
@@ -259,6 +266,15 @@ def get_calibrator(name: str) -> type[Calibrator]:
         OptionError: there is none; the message names the nearest.
     """
     return _get(name, calibrators(), "calibrator", OptionError)
+
+
+def get_criterion(name: str) -> type[Criterion]:
+    """Return the importance criterion called ``name``.
+
+    Raises:
+        OptionError: there is none; the message names the nearest.
+    """
+    return _get(name, criteria(), "criterion", OptionError)
 
 
 def _get(name: str, table: Mapping[str, T], kind: str, error: type[UsageError]) -> T:

@@ -59,6 +59,8 @@ PASSES: dict[str, str] = {
     "raise_opset": "RaiseOpset",
     "fuse_rotary": "FuseRotary",
     "fuse_attention": "FuseAttention",
+    "prune.prune_channels": "PruneChannels",
+    "prune.prune_heads": "PruneHeads",
     "equalize_ranges": "EqualizeRanges",
     "smooth_activations": "SmoothActivations",
     "quantize.insert_qdq": "InsertQdq",
@@ -97,7 +99,7 @@ SPEED = (
 PRESETS: dict[str, str] = {
     "simplify": f"inline-functions,fixpoint({CLEAN},{ALGEBRA},{SHARE},{END})",
     "speed": SPEED,
-    "quantize": f"{SPEED},smooth-activations,quantize-mixed",
+    "quantize": f"{SPEED},smooth-activations,quantize-mixed,quantize-weights{{bits=8,include=[Gather]}}",
     "speed{measured=true}": (
         f"inline-functions,fixpoint({CLEAN},{FUSE},fuse-swish,fuse-mish),raise-opset{{where=Softmax}},"
         f"fixpoint({CLEAN},{FUSE},{ATTENTION},{ALGEBRA},{FOLD},{SHARE},{END}),"

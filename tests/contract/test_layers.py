@@ -97,4 +97,6 @@ PUBLIC_MODULES = {
     "graphopt.context",
     "graphopt.text",
     "graphopt.errors",
+    "graphopt.analysis.channels",
+    "graphopt.criteria",
 }

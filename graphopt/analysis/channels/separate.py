@@ -1,0 +1,33 @@
+"""Vectors that several nodes share: each gets its own, so that what is cut for one does not bind the others."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from ...query import constant_tensor
+from ...surgery import Names
+from .flow import INDEX
+
+
+def separate(model: ir.Model) -> None:
+    """Give each reader of a shared vector of weights one of its own; the model is changed in place.
+
+    Matrices that are shared stay so: their readers' channels go together. The arrays are not copied.
+    """
+    graph, names = model.graph, Names(model)
+    made = [value for node in graph if node.op_type == "Constant" for value in node.outputs]
+    for value in [*graph.initializers.values(), *made]:
+        tensor = constant_tensor(value)
+        if tensor is None or tensor.dtype in INDEX or value.is_graph_input() or value.is_graph_output():
+            continue
+        if sum(int(n) > 1 for n in tensor.shape.numpy()) != 1:
+            continue
+        for use in list(value.uses())[1:]:
+            if use.node.graph is not graph:
+                continue
+            own = ir.Value(
+                type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+            )
+            own.name = names.fresh(f"{value.name}_of_{use.node.outputs[0].name}")
+            graph.register_initializer(own)
+            use.node.replace_input_with(use.idx, own)

@@ -1,0 +1,207 @@
+"""Cut channels away: slice the constants, and change what of nodes depends on how many there are."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt import Names, sweep
+from graphopt.analysis.channels import (
+    Bound,
+    ChannelGroups,
+    Count,
+    Counts,
+    Edit,
+    Fix,
+    Indices,
+    Length,
+    Lengths,
+)
+from graphopt.query import constant, is_constant, optional
+
+from ..channels import put
+
+Array = np.ndarray[Any, Any]
+
+
+def cut(model: ir.Model, groups: ChannelGroups, gone: Array) -> None:
+    """Cut the atoms that ``gone`` marks out of ``model``, of which ``groups`` are; it is changed in place."""
+    Knife(model, groups, gone).cut()
+
+
+class Knife:
+    """Changes one graph by what was decided; the analysis was made of another one with the same names."""
+
+    def __init__(self, model: ir.Model, groups: ChannelGroups, gone: Array) -> None:
+        self.model, self.groups, self.gone = model, groups, gone
+        self.names = Names(model)
+        graph = model.graph
+        made = {value.name: value for node in graph for value in node.outputs if value.name}
+        self.values: dict[str, ir.Value] = {**graph.initializers, **made}
+        self.kept: dict[str, list[Array | None]] = {}
+        """By value, which places of each axis are left; ``None`` where all are."""
+        for value, axes in groups.flow.axes.items():
+            kept = [groups.kept(labels, gone) for labels in axes]
+            if not all(each.all() for each in kept):
+                self.kept[value.name or ""] = [None if each.all() else each for each in kept]
+
+    def cut(self) -> None:
+        """Change the graph."""
+        for name, kept in self.kept.items():
+            value = self.values.get(name)
+            if value is not None and is_constant(value):
+                self.replace(value, sliced(constant(value), kept))
+        self.edit(self.groups.flow.edits)
+        for name, kept in self.kept.items():
+            value = self.values.get(name)
+            if value is not None and value.shape is not None and not value.is_initializer():
+                value.shape = ir.Shape(
+                    [
+                        int(each.sum()) if each is not None and isinstance(dim, int) else dim
+                        for dim, each in zip(value.shape, kept, strict=True)
+                    ]
+                )
+
+    def replace(self, value: ir.Value, array: Array) -> None:
+        """Let a constant be ``array``."""
+        tensor = ir.Tensor(np.ascontiguousarray(array), name=value.name, dtype=value.dtype)
+        if value.is_initializer():
+            value.const_value, value.shape = tensor, ir.Shape(array.shape)
+            return
+        node = value.producer()
+        assert node is not None and node.graph is not None
+        new = ir.Value(type=value.type, shape=ir.Shape(array.shape), const_value=tensor)
+        new.name = tensor.name = self.names.fresh(f"{value.name}_cut")
+        node.graph.register_initializer(new)
+        value.replace_all_uses_with(new)
+        sweep(node, self.names)
+
+    # --- edits --------------------------------------------------------------------------------------------------------
+
+    def edit(self, edits: list[Edit]) -> None:
+        """Change attributes and inputs that depend on sizes."""
+        listed: dict[tuple[ir.Node, int], list[Length | Bound]] = defaultdict(list)
+        for edit in edits:
+            node = self.node(edit.node)
+            if node is None or not any(map(self.changed, edit.all_axes)):
+                continue
+            match edit:
+                case Count():
+                    node.attributes[edit.attribute] = ir.AttrInt64(edit.attribute, self.size(edit.axis))
+                case Counts():
+                    node.attributes[edit.attribute] = ir.AttrInt64s(edit.attribute, self.sizes(edit.axes))
+                case Fix():
+                    node.attributes[edit.attribute] = ir.AttrFloat32(edit.attribute, edit.value)
+                case Lengths():
+                    node.attributes.pop("num_outputs", None)
+                    self.put(node, edit.input, np.array(self.sizes(edit.axes), np.int64))
+                case Indices():
+                    self._renumber(node, edit)
+                case _:
+                    listed[node, edit.input].append(edit)
+        for (node, index), those in listed.items():
+            self._lengths(node, index, [e for e in those if isinstance(e, Length)])
+            self._bounds(node, index, [e for e in those if isinstance(e, Bound)])
+
+    def node(self, node: ir.Node) -> ir.Node | None:
+        """Return the node of this graph that the analysis calls ``node``."""
+        value = self.values.get(node.outputs[0].name or "")
+        return value.producer() if value is not None else None
+
+    def left(self, labels: Array) -> Array:
+        """Return which places of an axis are left."""
+        return self.groups.kept(labels, self.gone)
+
+    def size(self, labels: Array) -> int:
+        """Return how many places of an axis are left."""
+        return int(self.left(labels).sum())
+
+    def sizes(self, axes: tuple[Array, ...]) -> list[int]:
+        """Return how many places of each axis are left."""
+        return [self.size(labels) for labels in axes]
+
+    def changed(self, labels: Array) -> bool:
+        """Return whether some of an axis are cut away."""
+        return self.size(labels) < len(labels)
+
+    def _lengths(self, node: ir.Node, index: int, edits: list[Length]) -> None:
+        """Write new sizes into a list of sizes, where it holds the old ones."""
+        value = optional(node, index)
+        if value is None or not edits:
+            return
+        if is_constant(value):
+            sizes = constant(value).copy()
+            for edit in edits:
+                if sizes[edit.position] > 0:
+                    sizes[edit.position] = self.size(edit.axis)
+            self.put(node, index, sizes)
+            return
+        known = [dim if isinstance(dim, int) else None for dim in node.outputs[0].shape or ()]
+        behind = known[len(known) - flat(value) :]  # Expand may name the last axes only
+        static = [e for e in edits if e.position < len(behind) and behind[e.position] is not None]
+        if static:
+            where = self.constant(np.array([e.position for e in static], np.int64), "positions")
+            what = self.constant(np.array([self.size(e.axis) for e in static], np.int64), "sizes")
+            made = ir.Node("", "ScatterElements", [value, where, what], num_outputs=1)
+            made.outputs[0].name = self.names.fresh(f"{value.name}_cut")
+            made.outputs[0].type, made.outputs[0].shape = value.type, value.shape
+            made.name = self.names.fresh_node(f"{node.name}_cut")
+            self.insert(node, made)
+            node.replace_input_with(index, made.outputs[0])
+
+    def _bounds(self, node: ir.Node, index: int, edits: list[Bound]) -> None:
+        """Count what is left before each bound."""
+        if not edits:
+            return
+        bounds = constant(node.inputs[index]).copy()
+        for edit in edits:
+            size = len(edit.axis)
+            at = int(bounds[edit.position])
+            at = min(max(at + size if at < 0 else at, 0), size)
+            bounds[edit.position] = int(self.left(edit.axis)[:at].sum())
+        self.put(node, index, bounds)
+
+    def _renumber(self, node: ir.Node, edit: Indices) -> None:
+        left, indices = self.left(edit.axis), constant(node.inputs[edit.input])
+        indices = np.where(indices < 0, indices + len(left), indices)
+        if edit.made is not None:
+            indices = indices[left[indices]]
+        self.put(node, edit.input, (np.cumsum(left) - 1)[indices].astype(indices.dtype))
+
+    def put(self, node: ir.Node, index: int, array: Array) -> None:
+        """Let an input of ``node`` be the constant ``array``."""
+        while len(node.inputs) <= index:
+            node.resize_inputs(index + 1)
+        if node.inputs[index] is None:
+            node.replace_input_with(index, self.constant(array, "sizes"))
+        else:
+            put(node, index, array, self.names)
+
+    def constant(self, array: Array, stem: str) -> ir.Value:
+        """Return a new initializer."""
+        tensor = ir.Tensor(array)
+        value = ir.Value(type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+        value.name = tensor.name = self.names.fresh(stem)
+        self.model.graph.register_initializer(value)
+        return value
+
+    def insert(self, before: ir.Node, *nodes: ir.Node) -> None:
+        """Put nodes before another one."""
+        self.model.graph.insert_before(before, nodes)
+
+
+def sliced(array: Array, kept: list[Array | None]) -> Array:
+    """Return what is left of an array."""
+    for axis, each in enumerate(kept):
+        if each is not None:
+            array = np.compress(each, array, axis)
+    return array
+
+
+def flat(value: ir.Value) -> int:
+    """Return how many elements a list of sizes has; 0 where that is not known."""
+    shape = value.shape
+    return int(shape[0]) if shape is not None and len(shape) == 1 and isinstance(shape[0], int) else 0
