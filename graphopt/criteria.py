@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,9 +34,16 @@ class Slices:
         summed: Array = np.bincount(self.member.channels[own], values[own], minlength=channels)
         return summed
 
+    def squares(self) -> Array:
+        """Return the sum of squares of each slice: (n,)."""
+        w = self.weights.astype(np.float32, copy=False)
+        axes = "abcdefgh"[: w.ndim]
+        summed: Array = np.einsum(f"{axes},{axes}->a", w, w).astype(np.float64)
+        return summed
+
     def each(self, values: Array) -> Array:
         """Return a number for each slice, summed over all other axes: (n,)."""
-        summed: Array = values.reshape(len(values), -1).sum(1, dtype=np.float64)
+        summed: Array = values.sum(tuple(range(1, values.ndim)), dtype=np.float64)
         return summed
 
 
@@ -80,7 +87,7 @@ class L2(Criterion):
 
     def scores(self, evidence: Evidence) -> Array:
         """Return the norms."""
-        made: Array = np.sqrt(_summed(evidence, np.square))
+        made: Array = np.sqrt(_summed(evidence, Slices.squares))
         return made
 
 
@@ -89,7 +96,7 @@ class L1(Criterion):
 
     def scores(self, evidence: Evidence) -> Array:
         """Return the norms."""
-        return _summed(evidence, np.abs)
+        return _summed(evidence, lambda each: each.each(np.abs(each.weights.astype(np.float32, copy=False))))
 
 
 class Random(Criterion):
@@ -150,7 +157,7 @@ class Lamp(Criterion):
 
     def scores(self, evidence: Evidence) -> Array:
         """Return the shares."""
-        squares = _summed(evidence, np.square)
+        squares = _summed(evidence, Slices.squares)
         order = np.argsort(squares, kind="stable")
         behind = np.cumsum(squares[order][::-1])[::-1]
         made = np.empty_like(squares)
@@ -220,17 +227,17 @@ def _errors(each: Reading, channels: int) -> Array:
     return made
 
 
-def _summed(evidence: Evidence, of: Any) -> Array:
+def _summed(evidence: Evidence, of: Callable[[Slices], Array]) -> Array:
+    """Add a number for each slice of each matrix up over channels: (C,)."""
     parts = [
-        each.sums(each.each(of(each.weights.astype(np.float64))), evidence.group.channels)
-        for each in evidence.slices
-        if each.weights.ndim > 1
+        each.sums(of(each), evidence.group.channels) for each in evidence.slices if each.weights.ndim > 1
     ]
     total: Array = np.sum(parts, axis=0) if parts else np.zeros(evidence.group.channels)
     return total
 
 
-def _read(evidence: Evidence, of: Any) -> Array:
+def _read(evidence: Evidence, of: Callable[[Reading], Array]) -> Array:
+    """Add a number for each place that is read up over channels: (C,)."""
     if not evidence.readings:
         return L2().scores(evidence)
     total = np.zeros(evidence.group.channels)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 import numpy as np
 import onnx_ir as ir
 
-from .interfaces import place
+from .interfaces import place as place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

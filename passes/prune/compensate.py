@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import Context, Names, clone
+from graphopt import Context, Names
 from graphopt.analysis.channels import ChannelGroups
 from graphopt.calibration import observe
-from graphopt.query import constant, is_constant, optional, used_once
+from graphopt.query import constant, constant_tensor, is_constant, optional, used_once
 
 from ..channels import put
 from .masked import masked
@@ -49,9 +50,11 @@ class Rows:
 
 
 def compensate(
-    model: ir.Model, groups: ChannelGroups, gone: Array, context: Context, method: str
+    model: ir.Model, original: ir.Model, groups: ChannelGroups, gone: Array, context: Context, method: str
 ) -> list[str]:
     """Change weights and biases of the products that lose channels, in place; all shapes stay. Return what was won.
+
+    ``original`` is the model before any of its channels went: what weights are fitted to.
 
     Products follow one another: each sees what those before it make when the channels are gone. With ``x`` (C,) the
     original's input of a product and ``z`` (Z,) what is left of it in the pruned model::
@@ -69,8 +72,10 @@ def compensate(
     ]
     data = list(islice(context.calibration if context.calibration is not None else context.samples, SAMPLES))
     seen = Context(model, calibration=data)
-    original, pruned = clone(model), masked(model, groups, gone)
-    twins = {v.name: v.producer() for node in pruned.graph for v in node.outputs}
+    pruned = masked(model, groups, gone)
+    twins, first = (
+        {v.name: v.producer() for node in each.graph for v in node.outputs} for each in (pruned, original)
+    )
     won, share = [], max(1, ROWS // len(data))
     for number, reader in enumerate(affected):
         context.progress("making up for channels", number, len(affected))
@@ -84,7 +89,9 @@ def compensate(
         if fit is None:
             continue
         mixed, shift, gain = fit
-        w = reader.weights().astype(np.float64)
+        source = first[reader.node.outputs[0].name]
+        assert source is not None
+        w = replace(reader, node=source).weights().astype(np.float64)
         new = np.where(left.reshape(-1, *[1] * (w.ndim - 1)), w, 0)
         new[left] += np.tensordot(mixed, w, (1, 0))
         edits = {(reader.node.outputs[0].name, 1): np.moveaxis(new, 0, reader.inputs_axis)}
@@ -92,7 +99,9 @@ def compensate(
             node, index = bias
             per_output = np.tensordot(shift, w, (0, 0))
             per_output = per_output.reshape(len(per_output), -1).sum(1)
-            edits[node.outputs[0].name, index] = constant(node.inputs[index]) + per_output
+            before = first[node.outputs[0].name]
+            assert before is not None
+            edits[node.outputs[0].name, index] = constant(before.inputs[index]) + per_output
         _write(model, edits, groups, None)
         _write(pruned, edits, groups, gone)
         won.append(f"{reader.node.name} {gain:.1f} dB")
@@ -119,7 +128,9 @@ def holder(node: ir.Node) -> tuple[ir.Node, int] | None:
 
 def _own(reader: Reader) -> bool:
     value = reader.node.inputs[1]
-    return value is not None and used_once(value) and value.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+    tensor = constant_tensor(value)
+    floats = tensor is not None and tensor.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+    return value is not None and floats and used_once(value)
 
 
 def _look(model: ir.Model, name: str, axis: int, share: int, context: Context) -> Array:
@@ -166,9 +177,10 @@ def _write(
         node = made[name]
         assert node is not None
         value = node.inputs[index]
-        assert value is not None and value.dtype is not None
+        tensor = constant_tensor(value)
+        assert value is not None and tensor is not None
         array = array.copy()
         if gone is not None:
             for axis, labels in enumerate(axes[value.name]):
                 array[(slice(None),) * axis + (~groups.kept(labels, gone),)] = 0
-        put(node, index, array.astype(value.dtype.numpy()), names)
+        put(node, index, array.astype(tensor.dtype.numpy()), names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from graphopt.analysis.channels import (
     Length,
     Lengths,
 )
-from graphopt.query import constant, is_constant, optional
+from graphopt.query import constant, constant_tensor, is_constant, optional
 
 from ..channels import put
 
@@ -67,7 +68,9 @@ class Knife:
 
     def replace(self, value: ir.Value, array: Array) -> None:
         """Let a constant be ``array``."""
-        tensor = ir.Tensor(np.ascontiguousarray(array), name=value.name, dtype=value.dtype)
+        old = constant_tensor(value)
+        assert old is not None
+        tensor = ir.Tensor(np.ascontiguousarray(array), name=value.name, dtype=old.dtype)
         if value.is_initializer():
             value.const_value, value.shape = tensor, ir.Shape(array.shape)
             return
@@ -167,8 +170,7 @@ class Knife:
     def _renumber(self, node: ir.Node, edit: Indices) -> None:
         left, indices = self.left(edit.axis), constant(node.inputs[edit.input])
         indices = np.where(indices < 0, indices + len(left), indices)
-        if edit.made is not None:
-            indices = indices[left[indices]]
+        indices = sliced(indices, [self.left(labels) for labels in edit.made])
         self.put(node, edit.input, (np.cumsum(left) - 1)[indices].astype(indices.dtype))
 
     def put(self, node: ir.Node, index: int, array: Array) -> None:
@@ -193,7 +195,7 @@ class Knife:
         self.model.graph.insert_before(before, nodes)
 
 
-def sliced(array: Array, kept: list[Array | None]) -> Array:
+def sliced(array: Array, kept: Sequence[Array | None]) -> Array:
     """Return what is left of an array."""
     for axis, each in enumerate(kept):
         if each is not None:

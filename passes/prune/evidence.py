@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,19 +12,16 @@ from graphopt import Context
 from graphopt.analysis.channels import ChannelGroups, Group
 from graphopt.calibration import observe
 from graphopt.criteria import Criterion, Evidence, Reading, Slices
-from graphopt.query import constant
+from graphopt.query import constant, constant_tensor
 
+from .masked import FLOATS
 from .readers import Reader, readers
 
 Array = np.ndarray[Any, Any]
 
 
 def scores(
-    model: ir.Model,
-    groups: ChannelGroups,
-    criterion: Criterion,
-    context: Context,
-    exclude: Sequence[str] = (),
+    model: ir.Model, groups: ChannelGroups, criterion: Criterion, context: Context
 ) -> dict[str, Array]:
     """Return what each channel of each group is worth, by the group's name."""
     values: dict[str, ir.Value] = {v.name or "": v for node in model.graph for v in node.outputs}
@@ -46,12 +42,8 @@ def _slices(group: Group, values: dict[str, ir.Value]) -> list[Slices]:
     slices = []
     for member in group.members:
         value = values[member.constant]
-        if value.dtype not in (
-            ir.DataType.FLOAT,
-            ir.DataType.FLOAT16,
-            ir.DataType.DOUBLE,
-            ir.DataType.BFLOAT16,
-        ):
+        tensor = constant_tensor(value)
+        if tensor is None or tensor.dtype not in FLOATS:
             continue
         nodes = tuple(use.node for use in value.uses())
         array = np.moveaxis(constant(value), member.axis, 0)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphopt import clone
 from graphopt.analysis.channels import ChannelGroups, Count, Fix
-from graphopt.query import constant, is_constant
+from graphopt.query import constant, constant_tensor, is_constant
 
 from .cut import Knife, sliced
 
@@ -38,7 +38,8 @@ class _Mask(Knife):
         spared = {value.name for value in self.groups.flow.nonzero}
         for name, kept in self.kept.items():
             value = self.values.get(name)
-            if value is None or not is_constant(value) or name in spared or value.dtype not in FLOATS:
+            tensor = constant_tensor(value)
+            if value is None or tensor is None or name in spared or tensor.dtype not in FLOATS:
                 continue
             array = constant(value).copy()
             for axis, each in enumerate(kept):
@@ -109,7 +110,9 @@ class _Mask(Knife):
         for index, value in enumerate(list(outputs)):
             name = value.name or ""
             counted = {value.name for node in self.groups.flow.counting for value in node.outputs}
-            if name in self.kept and name not in counted:  # what counts channels makes those that are left alone
+            if (
+                name in self.kept and name not in counted
+            ):  # what counts channels makes those that are left alone
                 small = value
                 for axis, each in enumerate(self.kept[name]):
                     if each is not None:

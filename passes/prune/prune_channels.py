@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from graphopt import Effect, Names, OptionError, Pass, PassReport, clone, measure, selected
 from graphopt.analysis.channels import ChannelAnalysis, ChannelGroups, Group, separate
-from graphopt.criteria import get_criterion
+from graphopt.criteria import Criterion, get_criterion
 from graphopt.query import is_op, optional, place, static_shape
 
 from .compensate import compensate
@@ -88,6 +88,8 @@ class PruneChannels(Pass):
         given = [name for name in ("ratio", "macs", "params", "latency") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other; give one of them")
+        if self.latency is not None and self.iterative_steps > 1:
+            raise ValueError("latency is met in one step; iterative_steps goes with ratio, macs or params")
         return self
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
@@ -108,36 +110,60 @@ class PruneChannels(Pass):
                         node, "channels are not followed through functions; inline-functions goes before"
                     )
             return report
-        separate(model)
-        if method != "none":
-            _add_biases(model)
-        groups = ChannelAnalysis(model, context, self.outputs).groups
+        draft = self._prepared(clone(model), method)
+        groups = ChannelAnalysis(draft, context, self.outputs).groups
         nodes = {place(node): node for node in model.graph}
         for refusal in groups.refusals:
             report.decline(nodes[refusal.place], refusal.reason)
         for group in self._others(groups):
             report.decline(nodes[group.sources[0]], "its channels are no heads")
-        widths = self._widths(model, groups, criterion, context)
-        plan, notes = context.once(
-            (self.name, str(self)), lambda: self._decide(model, groups, widths, context)
+        widths = self._widths(draft, groups, criterion, context)
+        admitted = self._admitted(
+            context.once((self.name, str(self)), lambda: self._decide(draft, groups, widths, context)),
+            widths,
+            report,
+            context,
         )
-        for width in widths:
-            kept, group = plan[width.group.name], width.group
-            what = (
-                f"{group.channels} {'heads' if group.block > 1 else 'channels'} to {kept}; {_members(group)}"
-            )
-            if kept < group.channels and not context.admit(report, group.name, what):
-                plan = {**plan, group.name: group.channels}
-        gone = marked(groups, widths, plan)
-        if not gone.any():
+        if not marked(groups, widths, admitted).any():
             return report
-        report.notes += [*notes, _share(groups, gone)]
+        self._prepared(model, method)
+        gone = groups.nothing()
+        original = clone(model) if method != "none" else model
+        for step in range(1, self.iterative_steps + 1):
+            if step > 1:
+                widths = self._widths(model, groups, criterion, context, gone)
+            share = step / self.iterative_steps
+            plan = {w.group.name: _between(w, admitted[w.group.name], share) for w in widths}
+            gone = marked(groups, widths, plan)
+            won = compensate(model, original, groups, gone, context, method) if method != "none" else []
+        report.notes.append(_share(groups, gone))
         if method != "none":
-            won = compensate(model, groups, gone, context, method)
             report.notes.append(f"{method} makes up for channels at {len(won)} products")
         report.reference = masked(model, groups, gone)
         cut(model, groups, gone)
         return report
+
+    @staticmethod
+    def _prepared(model: ir.Model, method: str) -> ir.Model:
+        """Give each node vectors of its own, and biases that can make up for channels."""
+        separate(model)
+        if method != "none":
+            _add_biases(model)
+        return model
+
+    @staticmethod
+    def _admitted(
+        decided: tuple[Plan, list[str]], widths: list[Width], report: PassReport, context: Context
+    ) -> Plan:
+        """Number what is decided of each group; what a bisection leaves out keeps its width."""
+        plan, notes = dict(decided[0]), decided[1]
+        for group in (width.group for width in widths):
+            kept, kind = plan[group.name], "heads" if group.block > 1 else "channels"
+            what = f"{group.channels} {kind} to {kept}; {_members(group)}"
+            if kept < group.channels and not context.admit(report, group.name, what):
+                plan[group.name] = group.channels
+        report.notes += notes
+        return plan
 
     # --- deciding -----------------------------------------------------------------------------------------------------
 
@@ -152,8 +178,14 @@ class PruneChannels(Pass):
         return [g for g in groups if g.block == 1 and not g.inner] if self.cuts == "heads" else []
 
     def _widths(
-        self, model: ir.Model, groups: ChannelGroups, criterion: Any, context: Context
+        self,
+        model: ir.Model,
+        groups: ChannelGroups,
+        criterion: Criterion,
+        context: Context,
+        gone: Array | None = None,
     ) -> list[Width]:
+        """Score the channels of the groups that may be cut; those that are gone already are worth nothing."""
         readers = {v.name: [u.node for u in v.uses()] for v in model.graph.initializers.values()}
         nodes = {node.name: node for node in model.graph}
         chosen = []
@@ -163,6 +195,8 @@ class PruneChannels(Pass):
             if not self.keep or not any(selected(node, self.keep, ()) for node in touched):
                 chosen.append(group)
         worth = scores(model, groups, criterion, context)
+        for group in groups if gone is not None else ():
+            worth[group.name] = np.where(gone[group.atoms], -1.0, worth[group.name])  # type: ignore[index]
         return [
             Width(g, max(1, self.round_to // int(np.gcd(self.round_to, g.block))), worth[g.name], 1 - LEAST)
             for g in chosen
@@ -175,7 +209,7 @@ class PruneChannels(Pass):
             return self._to_latency(model, groups, widths, context)
         for name, cost in (("macs", groups.macs), ("params", groups.parameters)):
             if (share := getattr(self, name)) is not None:
-                return self._within(groups, widths, share, cost), []
+                return self._within(model, groups, widths, share, cost), []
         return self._by_ratio(model, widths, self.ratio if self.ratio is not None else 0.5), []
 
     def _by_ratio(self, model: ir.Model, widths: list[Width], ratio: float) -> Plan:
@@ -201,14 +235,23 @@ class PruneChannels(Pass):
         return ratio
 
     def _within(
-        self, groups: ChannelGroups, widths: list[Width], share: float, cost: Callable[[Array], float]
+        self,
+        model: ir.Model,
+        groups: ChannelGroups,
+        widths: list[Width],
+        share: float,
+        cost: Callable[[Array], float],
     ) -> Plan:
+        kinds = _kinds(model, widths)
+
         def of(plan: Plan) -> float:
             return cost(marked(groups, widths, plan))
 
         def choose(part: float) -> Plan:
             if self.scope == "local":
                 return local(widths, lambda width: min(part, width.most))
+            if self.scope == "isomorphic":
+                return isomorphic(widths, part, kinds)
             return ranked(widths, _threshold(widths, part))
 
         return within(share * cost(groups.nothing()), of, choose)
@@ -224,7 +267,7 @@ class PruneChannels(Pass):
         share = self.latency
         for step in range(TRIES):
             context.progress("measuring widths", step, TRIES)
-            plan = self._within(groups, widths, share, groups.macs)
+            plan = self._within(model, groups, widths, share, groups.macs)
             trial = clone(model)
             gone = marked(groups, widths, plan)
             cut(trial, groups, gone)
@@ -275,6 +318,11 @@ def _add_biases(model: ir.Model) -> None:
         model.graph.register_initializer(value)
         node.resize_inputs(3)
         node.replace_input_with(2, value)
+
+
+def _between(width: Width, kept: int, share: float) -> int:
+    """Return the width when a share of what goes is gone."""
+    return round(width.group.channels - share * (width.group.channels - kept))
 
 
 def _members(group: Group) -> str:

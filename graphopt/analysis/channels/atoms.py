@@ -159,13 +159,13 @@ class Atoms:
         a, b = self.find(a), self.find(b)
         made = np.where(self._frozen[a] > 0, b, a)
         both = (self._frozen[a] == 0) & (self._frozen[b] == 0) & (a != b)
-        for i in np.flatnonzero(both).tolist():
-            key = (int(a[i]), int(b[i]))
-            atom = self._known.get(key)
-            if atom is None:
-                atom = self._known[key] = int(self.fresh(1)[0])
-                self._either[atom] = key
-            made[i] = atom
+        pairs = list(zip(a[both].tolist(), b[both].tolist(), strict=True))
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
+        if new:
+            atoms = self.fresh(len(new))
+            self._either[atoms] = new
+            self._known.update(zip(new, atoms.tolist(), strict=True))
+        made[both] = [self._known[pair] for pair in pairs]
         return made
 
     def settle(self) -> None:

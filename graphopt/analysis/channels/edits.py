@@ -88,12 +88,12 @@ class Bound(_OneAxis):
 
 @dataclass(frozen=True)
 class Indices(_OneAxis):
-    """An input holds places along ``axis``; those that ``made``, what is picked, no longer has are left out."""
+    """An input holds places along ``axis``; those that are gone along ``made``, its own axes, are left out."""
 
     node: ir.Node
     input: int
     axis: Labels
-    made: Labels | None
+    made: tuple[Labels, ...]
 
 
 Edit = Count | Counts | Fix | Length | Lengths | Bound | Indices

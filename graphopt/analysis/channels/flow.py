@@ -66,15 +66,18 @@ class Flow:
 
     # --- what rules ask -----------------------------------------------------------------------------------------------
 
-    def of(self, value: ir.Value | None) -> Axes:
-        """Return the axes of ``value``; those of a constant of weights are atoms of their own until it is tied."""
+    def of(self, value: ir.Value | None, *, weights: bool = False) -> Axes:
+        """Return the axes of ``value``; those of a constant of weights are atoms of their own until it is tied.
+
+        Constants of types in :data:`INDEX` are none, unless the rule knows that they are ``weights``.
+        """
         if value is None:
             raise Refuse("an input is missing")
         found = self.axes.get(value)
         if found is None:
             shape = self.shape(value)
             tensor = constant_tensor(value)
-            weights = tensor is not None and tensor.dtype not in INDEX
+            weights = tensor is not None and (weights or tensor.dtype not in INDEX)
             found = [self.atoms.fresh(n) if weights and n > 1 else never(n) for n in shape]
             self.axes[value] = found
         return found
@@ -111,6 +114,18 @@ class Flow:
             self.atoms.unify(a, b)
         elif 1 not in (len(a), len(b)):
             raise Refuse(f"{len(a)} channels meet {len(b)}")
+
+    def vector(self, value: ir.Value | None, labels: Labels) -> None:
+        """Let the one axis of a vector be cut together with another axis."""
+        tensor = constant_tensor(value)
+        fresh = (
+            value is not None and value not in self.axes and tensor is not None and tensor.dtype not in INDEX
+        )
+        if fresh and value is not None and self.shape(value) == (len(labels),):
+            self.axes[value] = [labels]  # nothing to tie yet
+        else:
+            (axis,) = self.of(value)
+            self.tie(labels, axis)
 
     def freeze(self, labels: Labels, cause: str) -> None:
         """Let an axis stay as it is."""

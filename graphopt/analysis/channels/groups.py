@@ -27,14 +27,21 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Member:
     """The slices of one axis of one constant that go with the channels of a group."""
 
     constant: str
     axis: int
-    channels: Array
-    """The channel of the group that each place goes with, −1 where with none: (n,)."""
+    _group: int
+    _groups: Array
+    _channels: Array
+
+    @cached_property
+    def channels(self) -> Array:
+        """The channel of the group that each place goes with, −1 where with none: (n,)."""
+        found: Array = np.where(self._groups == self._group, self._channels, -1).max(axis=0)
+        return found
 
     def __str__(self) -> str:
         return f"{self.constant}[{self.axis}]"
@@ -220,18 +227,22 @@ def _families(flow: Flow) -> list[tuple[list[int], list[ir.Node]]]:
     import networkx as nx
 
     graph = nx.Graph()
-    for index, (node, labels) in enumerate(flow.sources):
-        leaves = flow.atoms.leaves(labels)
-        for depth, row in enumerate(leaves):
-            atoms = row[row != NEVER]
-            if len(atoms):
-                graph.add_node(("source", index, depth), node=node)
-                graph.add_edges_from((("source", index, depth), int(atom)) for atom in np.unique(atoms))
+    rows: list[Array] = []
+    first = np.full(len(flow.atoms), -1)
+    """By atom, the first row that has it."""
+    for _, labels in flow.sources:
+        for leaves in flow.atoms.leaves(labels):
+            atoms = np.unique(leaves[leaves != NEVER])
+            known = first[atoms]
+            first[atoms[known < 0]] = len(rows)
+            graph.add_node(len(rows))
+            graph.add_edges_from((len(rows), other) for other in np.unique(known[known >= 0]).tolist())
+            rows.append(atoms)
+    makers = [node for node, labels in flow.sources for _ in flow.atoms.leaves(labels)]
     families = []
     for part in nx.connected_components(graph):
-        atoms = sorted(item for item in part if isinstance(item, int))
-        made_by = sorted(item[1] for item in part if not isinstance(item, int))
-        families.append((atoms, [flow.sources[i][0] for i in dict.fromkeys(made_by)]))
+        joined = np.unique(np.concatenate([rows[i] for i in part]))
+        families.append((joined.tolist(), list(dict.fromkeys(makers[i] for i in sorted(part)))))
     return families
 
 
@@ -253,12 +264,12 @@ def _groups(flow: Flow, found: ChannelGroups) -> list[Group]:
         assert tensor is not None
         for axis, labels in enumerate(flow.axes[value]):
             leaves = flow.atoms.leaves(labels)
-            owners = owner[leaves]
-            for number in set(owners.reshape(-1).tolist()) - {-1}:
-                own = owners == number
-                places = np.where(own, channel[leaves], -1).max(axis=0)
-                members[number].append(Member(value.name or "", axis, places))
-                sizes[number] += parameters(tensor) * float((places >= 0).mean())
+            owners, channels = owner[leaves], channel[leaves]
+            numbers, counts = np.unique(owners, return_counts=True)
+            for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+                if number >= 0:
+                    members[number].append(Member(value.name or "", axis, number, owners, channels))
+                    sizes[number] += parameters(tensor) * count / len(labels)
     macs: dict[int, float] = defaultdict(float)
     total = found.macs() or 1.0
     for product in flow.products:

@@ -8,6 +8,8 @@ from ...query import constant_tensor
 from ...surgery import Names
 from .flow import INDEX
 
+QUANTIZE = ("QuantizeLinear", "DequantizeLinear")
+
 
 def separate(model: ir.Model) -> None:
     """Give each reader of a shared vector of weights one of its own; the model is changed in place.
@@ -18,7 +20,9 @@ def separate(model: ir.Model) -> None:
     made = [value for node in graph if node.op_type == "Constant" for value in node.outputs]
     for value in [*graph.initializers.values(), *made]:
         tensor = constant_tensor(value)
-        if tensor is None or tensor.dtype in INDEX or value.is_graph_input() or value.is_graph_output():
+        if tensor is None or value.is_graph_input() or value.is_graph_output():
+            continue
+        if tensor.dtype in INDEX and not all(use.node.op_type in QUANTIZE for use in value.uses()):
             continue
         if sum(int(n) > 1 for n in tensor.shape.numpy()) != 1:
             continue

@@ -30,12 +30,12 @@ def quantize(node: ir.Node, flow: Flow) -> None:
     """QuantizeLinear-21 and DequantizeLinear-21: scales of one number or one for each place along an axis."""
     if attribute(node, "block_size", 0):
         raise Refuse("a scale serves a block of places")
-    x = flow.of(node.inputs[0])
+    x = flow.of(node.inputs[0], weights=True)  # a bias, and its zero point, have 32 bits
     for index in (1, 2):
         value = optional(node, index)
         if value is None:
             continue
-        scale = flow.of(value)
+        scale = flow.of(value, weights=True)
         if node.op_type == "QuantizeLinear" or index == 2:
             flow.nonzero.add(value)
         if len(scale) == 1 and len(scale[0]) > 1:

@@ -79,13 +79,13 @@ def gather(node: ir.Node, flow: Flow) -> None:
     axis = attribute(node, "axis", 0) % len(x)
     labels = x[axis]
     made = [never(n) for n in picked]
-    if is_constant(node.inputs[1]) and len(picked) <= 1 and flow.may_go(labels):
-        chosen = constant(node.inputs[1]).reshape(-1)
+    if is_constant(node.inputs[1]) and flow.may_go(labels):
+        chosen = labels[constant(node.inputs[1]).reshape(-1)]
         if picked:
-            made = [labels[chosen]]
+            made = flow.atoms.grid(chosen, picked)
         else:
-            flow.freeze(labels[chosen], f"Gather {node.name} picks it")
-        flow.edit(Indices(node, 1, labels, made[0] if picked else None))
+            flow.freeze(chosen, f"Gather {node.name} picks it")
+        flow.edit(Indices(node, 1, labels, tuple(made)))
     else:
         flow.freeze(labels, "Gather picks what lies along it")
     if is_constant(node.inputs[0]):

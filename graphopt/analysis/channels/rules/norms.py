@@ -16,9 +16,11 @@ def per_channel(node: ir.Node, flow: Flow) -> None:
         raise Refuse("it runs in training mode")
     x = flow.of(node.inputs[0])
     for index, value in enumerate(node.inputs[1:], 1):
-        flow.tie(x[1], flow.of(value)[0])
+        flow.vector(value, x[1])
         if index == 4 and value is not None:
             flow.nonzero.add(value)
+    if node.op_type == "InstanceNormalization":
+        flow.counts(node, *x[2:])
     flow.give(node.outputs[0], x)
 
 
@@ -54,7 +56,7 @@ def per_group(node: ir.Node, flow: Flow) -> None:
     name = "groups" if node.domain else "num_groups"
     groups = attribute(node, name)
     for value in node.inputs[1:3]:
-        flow.tie(channels, flow.of(value)[0])
+        flow.vector(value, channels)
     rows, within = flow.atoms.grid(channels, (groups, len(channels) // groups))
     flow.edit(Count(node, name, rows))
     flow.counts(node, within)

@@ -16,7 +16,7 @@ def conv(node: ir.Node, flow: Flow) -> None:
     groups = attribute(node, "group", 1)
     _channels(node, flow, x[1], w[0], w[1], groups)
     if (bias := optional(node, 2)) is not None:
-        flow.tie(w[0], flow.of(bias)[0])
+        flow.vector(bias, w[0])
     shape = flow.shape(node.outputs[0])
     made = [x[0], w[0], *(never(n) for n in shape[2:])]
     if (added := optional(node, 3)) is not None:
@@ -38,7 +38,7 @@ def conv_transpose(node: ir.Node, flow: Flow) -> None:
     flow.tie(x[1], w[0])
     flow.source(node, made)
     if (bias := optional(node, 2)) is not None:
-        flow.tie(made, flow.of(bias)[0])
+        flow.vector(bias, made)
     _spatial(flow, x, w)
     flow.multiplies(node, prod(map(len, (x[0], *x[2:], *w[2:]))), w[0], w[1])
     flow.give(node.outputs[0], [x[0], made, *(never(n) for n in flow.shape(node.outputs[0])[2:])])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ....query import attribute, optional
+from ....query import attribute, ints, is_constant, optional
 from ..atoms import Labels, never
 from ..edits import Length
 from ..flow import Flow, Refuse, Rule, prod
@@ -59,28 +59,33 @@ def expand(node: ir.Node, flow: Flow) -> None:
 def shape_of(node: ir.Node, flow: Flow) -> None:
     """Shape-21, Size-21: sizes of channels may be read to make shapes of, and nothing else."""
     x = flow.of(node.inputs[0])
-    if not _makes_shapes(node.outputs[0]):
-        begin, end = attribute(node, "start", 0), attribute(node, "end", len(x))
-        for labels in x if node.op_type == "Size" else x[begin:end]:
-            flow.freeze(labels, f"{node.op_type} {node.name} reads how many there are; simplify goes before")
+    read = x if node.op_type == "Size" else x[attribute(node, "start", 0) : attribute(node, "end", len(x))]
+    sizes = node.outputs[0]
+    if sizes.is_graph_output():
+        raise Refuse("its sizes are an output of the model")
+    for use in sizes.uses():
+        picked = list(range(len(read)))
+        if use.node.op_type == "Gather" and use.idx == 0 and is_constant(use.node.inputs[1]):
+            picked = ints(use.node.inputs[1])
+        if (use.node.op_type, use.idx) not in SHAPES and not _makes_shapes(use.node):
+            for labels in [read[i] for i in picked]:
+                flow.freeze(
+                    labels, f"{node.op_type} {node.name} reads how many there are; simplify goes before"
+                )
     flow.give(node.outputs[0], [never(n) for n in flow.shape(node.outputs[0])])
 
 
-def _makes_shapes(value: ir.Value) -> bool:
-    """Return whether all that is made of sizes are shapes, whose sizes of channels are written anew."""
-    seen, waiting = {value}, [value]
+def _makes_shapes(node: ir.Node) -> bool:
+    """Return whether all that ``node`` makes of sizes are shapes, whose sizes of channels are written anew."""
+    seen, waiting = {node}, [node]
     while waiting:
-        value = waiting.pop()
-        if value.is_graph_output():
+        node = waiting.pop()
+        if node.op_type not in ARITHMETIC or any(value.is_graph_output() for value in node.outputs):
             return False
-        for use in value.uses():
-            if (use.node.op_type, use.idx) in SHAPES:
-                continue
-            if use.node.op_type not in ARITHMETIC:
-                return False
-            fresh = [made for made in use.node.outputs if made not in seen]
-            seen.update(fresh)
-            waiting += fresh
+        uses = [use for value in node.outputs for use in value.uses()]
+        fresh = {use.node for use in uses if (use.node.op_type, use.idx) not in SHAPES} - seen
+        seen |= fresh
+        waiting += fresh
     return True
 
 
