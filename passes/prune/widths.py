@@ -49,10 +49,11 @@ Plan = dict[str, int]
 
 def marked(groups: ChannelGroups, widths: Sequence[Width], plan: Mapping[str, int]) -> Array:
     """Return a mark for each atom that ``plan`` cuts away."""
-    gone = groups.nothing()
+    gone, worth = groups.nothing(), np.zeros(len(groups.nothing()))
     for width in widths:
         gone[width.gone(plan.get(width.group.name, width.group.channels))] = True
-    return gone
+        worth[width.group.atoms] = width.scores
+    return groups.spared(gone, worth)
 
 
 def local(widths: Sequence[Width], ratio: Callable[[Width], float]) -> Plan:

@@ -92,6 +92,21 @@ class ChannelGroups:
         """Return which places of an axis are left when the atoms that ``gone`` marks are cut away."""
         return np.logical_not(gone[self.flow.atoms.leaves(labels)].any(axis=0))
 
+    def spared(self, gone: Array, worth: Array | None = None) -> Array:
+        """Return ``gone`` without what would leave an axis of a value empty: there, one place stays.
+
+        ``worth`` says which: that whose atoms are worth most, by atom.
+        """
+        gone = gone.copy()
+        worth = np.zeros(len(gone)) if worth is None else worth
+        axes = {id(labels): labels for value in self.flow.axes.values() for labels in value if len(labels)}
+        for labels in axes.values():
+            leaves = self.flow.atoms.leaves(labels)
+            if gone[leaves].any(axis=0).all():
+                best = int(worth[leaves].min(axis=0).argmax())
+                gone[leaves[:, best]] = False
+        return gone
+
     def nothing(self) -> Array:
         """Return a mark for each atom: none is cut away."""
         return np.zeros(len(self.flow.atoms), bool)
