@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -12,7 +14,7 @@ from pydantic import Field, model_validator
 from graphopt import Effect, Names, OptionError, Pass, PassReport, clone, measure, selected
 from graphopt.analysis.channels import ChannelAnalysis, ChannelGroups, Group, separate
 from graphopt.criteria import Criterion, get_criterion
-from graphopt.query import is_op, optional, place, static_shape
+from graphopt.query import is_op, optional, place
 
 from .compensate import compensate
 from .cut import cut
@@ -70,8 +72,8 @@ class PruneChannels(Pass):
         None, description="who competes; local for a ratio, global for a budget"
     )
     round_to: int = Field(8, ge=1, description="widths are multiples of it")
-    per_layer: dict[str, float] = Field(
-        {}, description="ratios of groups by patterns of nodes, weights or modules"
+    per_layer: tuple[str, ...] = Field(
+        (), description="pattern:ratio for groups by nodes, weights or modules; the first that fits holds"
     )
     keep: tuple[str, ...] = Field(
         (), description="patterns of nodes, weights or modules whose channels all stay"
@@ -88,6 +90,9 @@ class PruneChannels(Pass):
         given = [name for name in ("ratio", "macs", "params", "latency") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other; give one of them")
+        for entry in self.per_layer:
+            if not re.fullmatch(r".+:0?\.[0-9]+", entry):
+                raise ValueError(f"per_layer: {entry!r} is not pattern:ratio with a ratio between 0 and 1")
         if self.latency is not None and self.iterative_steps > 1:
             raise ValueError("latency is met in one step; iterative_steps goes with ratio, macs or params")
         return self
@@ -224,15 +229,16 @@ class PruneChannels(Pass):
         return local(widths, lambda width: self._ratio_of(width, ratio))
 
     def _ratio_of(self, width: Width, ratio: float) -> float:
-        from fnmatch import fnmatch
-
-        for pattern, own in self.per_layer.items():
-            if any(
-                fnmatch(name, pattern)
-                for name in (*width.group.sources, *(m.constant for m in width.group.members))
-            ):
+        names = (*width.group.sources, *(member.constant for member in width.group.members))
+        for pattern, own in self._own_ratios():
+            if any(fnmatch(name, pattern) for name in names):
                 return own
         return ratio
+
+    def _own_ratios(self) -> Iterator[tuple[str, float]]:
+        for entry in self.per_layer:
+            pattern, _, ratio = entry.rpartition(":")
+            yield pattern, float(ratio)
 
     def _within(
         self,
@@ -309,7 +315,7 @@ def _add_biases(model: ir.Model) -> None:
             continue
         if weights.const_value is None:
             continue
-        shape = static_shape(weights)
+        shape = weights.const_value.shape.numpy()
         transposed = node.attributes.get_int("transB", 0)
         count = shape[0] if node.op_type == "Conv" or transposed else shape[1]
         zeros = ir.Tensor(np.zeros(count, weights.const_value.dtype.numpy()))

@@ -1,0 +1,173 @@
+"""Options of prune-channels: goals, scopes, widths, criteria, compensation, errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import graphopt
+from graphopt.criteria import CRITERIA
+
+TEXT = """<ir_version: 10, opset_import: ["" : 21]>
+net (float[N,3,8,8] x) => (float[N,4] y) {
+   a0 = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
+   a1 = Relu (a0)
+   b0 = Conv <pads = [1, 1, 1, 1]> (a1, w2)
+   b1_ = BatchNormalization (b0, scale, shift, mean, var)
+   b2 = Relu (b1_)
+   c0 = Conv (b2, w3)
+   c1 = Add (c0, a1)
+   d0 = GlobalAveragePool (c1)
+   d1 = Flatten (d0)
+   y = MatMul (d1, w4)
+}"""
+SHAPES = {
+    "w1": (24, 3, 3, 3),
+    "b1": (24,),
+    "w2": (40, 24, 3, 3),
+    "scale": (40,),
+    "shift": (40,),
+    "mean": (40,),
+    "var": (40,),
+    "w3": (24, 40, 1, 1),
+    "w4": (24, 4),
+}
+
+
+def network(seed: int = 0) -> ir.Model:
+    """Two groups: 24 channels of a residual sum, in fours that are alike, and 40 in between."""
+    rng = np.random.default_rng(seed)
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+    weights["var"] = np.abs(weights["var"]) + 0.5
+    weights["w1"] = np.repeat(weights["w1"][:6], 4, 0) + 0.1 * weights["w1"]
+    tensors = [ir.tensor(array, name=name) for name, array in weights.items()]
+    return ir.from_onnx_text(TEXT, initializers=tensors)
+
+
+def pictures(count: int = 16) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
+    return [{"x": rng.normal(size=(2, 3, 8, 8)).astype(np.float32)} for _ in range(count)]
+
+
+def pruned(options: str, calibration: bool = False) -> graphopt.Result:
+    data = pictures() if calibration else None
+    return graphopt.optimize(network(), f"prune-channels{{{options}}}", calibration=data, strict=True)
+
+
+def widths(result: graphopt.Result) -> list[int]:
+    return [group.channels for group in graphopt.channel_groups(result.model)]
+
+
+def test_each_group_loses_a_ratio() -> None:
+    assert widths(pruned("ratio=0.5,round_to=1")) == [12, 20]
+    assert widths(pruned("ratio=0.25,round_to=1")) == [18, 30]
+
+
+def test_widths_are_multiples() -> None:
+    assert widths(pruned("ratio=0.5")) == [8, 16]
+    assert widths(pruned("ratio=0.3,round_to=4")) == [16, 28]
+
+
+def test_a_ratio_may_differ_by_pattern() -> None:
+    assert widths(pruned('ratio=0.5,round_to=1,per_layer=["scale:0.25"]')) == [12, 30]
+
+
+def test_what_a_pattern_keeps_stays() -> None:
+    assert widths(pruned("ratio=0.5,round_to=1,keep=[w1]")) == [24, 20]
+
+
+@pytest.mark.parametrize("scope", ["local", "global", "isomorphic"])
+@pytest.mark.parametrize("goal", ["macs", "params"])
+def test_a_budget_is_met_and_used(goal: str, scope: str) -> None:
+    """The next wider plan would exceed it: one step of a width is less than a tenth of either cost here."""
+    result = pruned(f"{goal}=0.5,scope={scope},round_to=1")
+    before, after = (graphopt.cost(model) for model in (result.original, result.model))
+    share = after.macs / before.macs if goal == "macs" else after.parameters / before.parameters
+    assert 0.4 < share <= 0.5
+
+
+def test_global_ranking_cuts_where_channels_are_worth_least() -> None:
+    model = network()
+    w2 = model.graph.initializers["w2"].const_value
+    assert w2 is not None
+    array = w2.numpy().copy()
+    array[:20] *= 0.01
+    model.graph.initializers["w2"].const_value = ir.tensor(array, name="w2")
+    result = graphopt.optimize(model, "prune-channels{ratio=0.3,scope=global,round_to=1}", strict=True)
+    first, second = widths(result)
+    assert first + second == 44
+    assert second < 25
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_ranks(criterion: str) -> None:
+    result = pruned(f"ratio=0.5,round_to=1,criterion={criterion}", calibration=True)
+    assert widths(result) == [12, 20]
+
+
+def test_criteria_that_agree_with_none_are_random() -> None:
+    kept = {
+        criterion: pruned(f"ratio=0.5,round_to=1,compensate=none,criterion={criterion}", calibration=True)
+        .model.graph.initializers["w1"]
+        .const_value.numpy()  # type: ignore[union-attr]
+        .tobytes()
+        for criterion in ("l1", "l2", "random")
+    }
+    assert kept["random"] not in (kept["l1"], kept["l2"])
+
+
+def test_least_squares_make_up_for_channels_that_others_resemble() -> None:
+    """Of four channels that are nearly alike one is enough, once what reads it is multiplied by four."""
+    distance = {}
+    for method in ("none", "bias", "least-squares"):
+        result = pruned(f"ratio=0.5,round_to=1,criterion=l2,compensate={method}", calibration=True)
+        found = graphopt.compare(result.original, result.model, pictures(32)[16:])
+        distance[method] = found.outputs[0].sqnr_db
+    assert distance["bias"] > distance["none"] + 0.5
+    assert distance["least-squares"] > distance["none"] + 20
+
+
+def test_several_steps_end_at_the_same_widths() -> None:
+    assert widths(pruned("ratio=0.5,round_to=1,iterative_steps=3", calibration=True)) == [12, 20]
+
+
+def test_a_run_is_deterministic() -> None:
+    a, b = (pruned("macs=0.5,round_to=1", calibration=True).model for _ in range(2))
+    assert graphopt.compare(a, b).outputs[0].max_abs == 0
+
+
+def test_what_is_left_is_told() -> None:
+    entry = pruned("ratio=0.5,round_to=1").report.passes[0]
+    assert [applied.detail.split(";")[0] for applied in entry.applied] == [
+        "24 channels to 12",
+        "40 channels to 20",
+    ]
+    assert entry.notes == ["26.6% of the MACs and 27.2% of the parameters are left"]
+    assert entry.applied[1].detail == (
+        "40 channels to 20; 93.7% of the MACs, 92.7% of the parameters; "
+        "w2[0], scale[0], shift[0], mean[0], var[0], w3[1]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("ratio=0.5,macs=0.5", "ratio and macs exclude each other; give one of them"),
+        (
+            "latency=0.5,iterative_steps=2",
+            "latency is met in one step; iterative_steps goes with ratio, macs or params",
+        ),
+        ("per_layer=[w2]", "per_layer: 'w2' is not pattern:ratio with a ratio between 0 and 1"),
+        ("criterion=wandaa", "no criterion is called 'wandaa'; did you mean 'wanda'?"),
+        (
+            "compensate=bias",
+            "prune-channels: compensate=bias needs calibration data and got none; give --calibration",
+        ),
+        ("outputs=[z]", "outputs: the model has none called 'z'; it has y"),
+    ],
+)
+def test_what_cannot_be_is_said(options: str, message: str) -> None:
+    with pytest.raises(graphopt.GraphoptError) as error:
+        pruned(options)
+    assert message in str(error.value)
