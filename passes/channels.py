@@ -243,7 +243,7 @@ def put(node: ir.Node, index: int, array: Array, names: Names) -> None:
     """Let input ``index`` of ``node`` be a constant of ``array``, under the name of what it was where that is free."""
     old = node.inputs[index]
     assert old is not None and node.graph is not None
-    tensor = ir.Tensor(np.ascontiguousarray(array), name=old.name)
+    tensor = ir.Tensor(np.asarray(array, order="C"), name=old.name)
     if old.is_initializer() and used_once(old):
         old.const_value, old.shape = tensor, ir.Shape(array.shape)
         return

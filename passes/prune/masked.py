@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphopt import clone
 from graphopt.analysis.channels import ChannelGroups, Count, Fix
-from graphopt.query import constant, constant_tensor, is_constant
+from graphopt.query import attribute, constant, constant_tensor, is_constant, optional
 
 from .cut import Knife, sliced
 
@@ -26,6 +26,7 @@ def masked(model: ir.Model, groups: ChannelGroups, gone: Array) -> ir.Model:
     """
     mask = _Mask(clone(model), groups, gone)
     mask.zero()
+    mask.divide()
     mask.count()
     mask.contract()
     mask.shrink()
@@ -35,17 +36,28 @@ def masked(model: ir.Model, groups: ChannelGroups, gone: Array) -> ir.Model:
 class _Mask(Knife):
     def zero(self) -> None:
         """Put zeros into constants."""
-        spared = {value.name for value in self.groups.flow.nonzero}
+        spared = {node.inputs[index] for node, index in self.groups.flow.nonzero}
+        names = {value.name for value in spared if value is not None}
         for name, kept in self.kept.items():
             value = self.values.get(name)
-            tensor = constant_tensor(value)
-            if value is None or tensor is None or name in spared or tensor.dtype not in FLOATS:
+            if value is None or not is_constant(value) or name in names:
                 continue
-            array = constant(value).copy()
-            for axis, each in enumerate(kept):
-                if each is not None:
-                    array[(slice(None),) * axis + (~each,)] = 0
-            self.replace(value, array)
+            array = constant(value)
+            zero = _zero(value)
+            if zero is not None:
+                self.replace(value, np.where(_left(kept), array, zero.astype(array.dtype)))
+
+    def divide(self) -> None:
+        """Put ones where something not finite would come of zeros: that does not vanish when multiplied by 0."""
+        for divided, index in self.groups.flow.nonzero:
+            node, original = self.node(divided), divided.inputs[index]
+            kept = self.kept.get(original.name or "") if original is not None else None
+            if node is None or kept is None or is_constant(node.inputs[index]):
+                continue
+            value = node.inputs[index]
+            dtype = (value.dtype if value is not None else None) or ir.DataType.FLOAT
+            mask, one = self.constant(_left(kept), "mask"), self.constant(np.ones((), dtype.numpy()), "one")
+            node.replace_input_with(index, self._op(node, "Where", [mask, value, one]))
 
     def count(self) -> None:
         """Give nodes that count channels those that are left."""
@@ -98,10 +110,8 @@ class _Mask(Knife):
             if node is None or kept is None or kept[axis] is None:
                 continue
             assert value is not None
-            shape = [1] * len(kept)
-            shape[axis] = -1
-            dtype = (value.dtype or ir.DataType.FLOAT).numpy()
-            mask = self.constant(kept[axis].reshape(shape).astype(dtype), "mask")  # type: ignore[union-attr]
+            along = [each if i == axis else None for i, each in enumerate(kept)]
+            mask = self.constant(_left(along).astype((value.dtype or ir.DataType.FLOAT).numpy()), "mask")
             node.replace_input_with(index, self._op(node, "Mul", [node.inputs[index], mask]))
 
     def shrink(self) -> None:
@@ -135,6 +145,31 @@ class _Mask(Knife):
         else:
             self.insert(before, made)
         return made.outputs[0]
+
+
+def _left(kept: list[Array | None]) -> Array:
+    """Return which elements are left, in a shape that is broadcast to theirs."""
+    left = np.ones([1] * len(kept), bool)
+    for axis, each in enumerate(kept):
+        if each is not None:
+            left = left & each.reshape([-1 if i == axis else 1 for i in range(len(kept))])
+    return left
+
+
+def _zero(value: ir.Value) -> Array | None:
+    """Return what stands for zero in a constant; ``None`` where it holds no weights."""
+    tensor = constant_tensor(value)
+    if tensor is not None and tensor.dtype in FLOATS:
+        return np.zeros(())
+    uses = list(value.uses())
+    if not uses or any((use.node.op_type, use.idx) != ("DequantizeLinear", 0) for use in uses):
+        return None
+    point = optional(uses[0].node, 2)
+    if point is None:
+        return np.zeros(())
+    zero, rank = constant(point), len(constant(value).shape)
+    axis = attribute(uses[0].node, "axis", 1) % rank if zero.ndim else 0
+    return zero.reshape([-1 if i == axis and zero.ndim else 1 for i in range(rank)])
 
 
 def _next(node: ir.Node) -> ir.Node | None:

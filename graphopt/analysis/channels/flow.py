@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -60,8 +61,8 @@ class Flow:
     """Nodes whose result depends on how many channels there are: a mean over them."""
     contracted: list[tuple[ir.Node, int, int]] = field(default_factory=list)
     """(node, input, axis) of activations that are multiplied by activations and summed along channels."""
-    nonzero: set[ir.Value] = field(default_factory=set)
-    """Constants that must not be zeroed: something is divided by them."""
+    nonzero: list[tuple[ir.Node, int]] = field(default_factory=list)
+    """(node, input) of what makes something that is not finite where it is 0: divisors, logarithms."""
     refusals: list[Refusal] = field(default_factory=list)
 
     # --- what rules ask -----------------------------------------------------------------------------------------------
@@ -157,10 +158,8 @@ def follow(graph: ir.Graph, rules: Mapping[tuple[str, str], Rule], outputs: Coll
     """Follow the channels of a graph whose shapes are numbers through all its nodes; ``outputs`` may shrink."""
     flow = Flow()
     for value in graph.inputs:
-        try:
+        with suppress(Refuse):
             flow.axes[value] = [never(n) for n in flow.shape(value)]
-        except Refuse:
-            flow.axes[value] = []
     captured = {value for node in graph for inner in subgraphs(node) for value in _captured(inner)}
     for value in graph.initializers.values():
         if value.is_graph_input() or value.is_graph_output() or value in captured:
@@ -188,24 +187,26 @@ def _step(node: ir.Node, flow: Flow, rules: Mapping[tuple[str, str], Rule]) -> N
         if missing := [value.name for value in node.outputs if value.name and value not in flow.axes]:
             raise Refuse(f"nothing is known of {missing[0]}")
     except (Refuse, Decline, ValueError, IndexError, TypeError) as reason:
-        if any(flow.may_go(axis) for value in read if value in flow.axes for axis in flow.axes[value]):
+        if any(flow.may_go(axis) for value in read for axis in _axes(flow, value)):
             flow.refusals.append(Refusal(place(node), node.op_type, str(reason)))
-        _freeze(flow, read, f"{node.op_type} {place(node)}: {reason}")
         for value in node.outputs:
-            try:
-                flow.axes[value] = [never(n) for n in flow.shape(value)]
-            except Refuse:
-                flow.axes[value] = []
+            with suppress(Refuse):
+                flow.axes[value] = [flow.atoms.fresh(n) for n in flow.shape(value)]
+        _freeze(flow, [*read, *node.outputs], f"{node.op_type} {place(node)}: {reason}")
 
 
 def _freeze(flow: Flow, values: Iterable[ir.Value], cause: str) -> None:
     for value in values:
-        try:
-            axes = flow.of(value)
-        except Refuse:
-            continue
-        for labels in axes:
+        for labels in _axes(flow, value):
             flow.freeze(labels, cause)
+
+
+def _axes(flow: Flow, value: ir.Value) -> Axes:
+    """Return the axes of ``value``; none where they are not known."""
+    try:
+        return flow.of(value)
+    except Refuse:
+        return []
 
 
 def _captured(graph: ir.Graph) -> Iterator[ir.Value]:

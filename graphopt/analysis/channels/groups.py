@@ -52,7 +52,10 @@ class Group:
     """Channels that can be cut away one by one, each from all members at once."""
 
     name: str
-    """The node that makes them, the first where several do; with ``.size``, the places within its heads."""
+    """The node that makes them, the first where several do.
+
+    ``.size`` behind it says that these are the places within its heads, ``.2`` that they lie along another axis.
+    """
     atoms: Array
     """The atom of each channel: (C,)."""
     members: tuple[Member, ...]
@@ -291,12 +294,13 @@ def _groups(flow: Flow, found: ChannelGroups) -> list[Group]:
         for number in _touched(product, flow, owner):
             macs[number] += product.factor * float(np.prod([len(a) for a in product.axes])) / total
     held = found.parameters() or 1.0
+    names: dict[str, int] = defaultdict(int)
     made = []
     for number, (atoms, nodes) in enumerate(families):
         block, inner = _layout(by_node[nodes[0]], flow, set(atoms))
         made.append(
             Group(
-                place(nodes[0]) + (".size" if inner else ""),
+                _unique(place(nodes[0]) + (".size" if inner else ""), names),
                 np.array(atoms),
                 tuple(members[number]),
                 tuple(dict.fromkeys(map(place, nodes))),
@@ -307,6 +311,12 @@ def _groups(flow: Flow, found: ChannelGroups) -> list[Group]:
             )
         )
     return made
+
+
+def _unique(name: str, names: dict[str, int]) -> str:
+    """Return ``name``, or ``name.2``, … where other groups have it."""
+    names[name] += 1
+    return name if names[name] == 1 else f"{name}.{names[name]}"
 
 
 def _layout(made: Iterable[Labels], flow: Flow, atoms: set[int]) -> tuple[int, bool]:

@@ -8,14 +8,15 @@ from ....ops import BUILT_IN
 from ....query import attribute, optional
 from ..flow import Flow, Refuse, Rule, broadcast
 
-DIVISORS = {"Div": (1,), "Pow": (1,), "Mod": (1,)}
+POLES = {"Div": (1,), "Mod": (1,), "Pow": (0, 1), "Log": (0,), "Reciprocal": (0,), "Acosh": (0,)}
+"""Inputs that must not be 0."""
 
 
 def elementwise(node: ir.Node, flow: Flow) -> None:
     """Tie all operands place by place: Add-14, Where-16, Clip-13 and the like."""
     read = [value for value in node.inputs if value is not None]
-    for index in DIVISORS.get(node.op_type, ()):
-        flow.nonzero.add(read[index])
+    for index in POLES.get(node.op_type, ()):
+        flow.nonzero.append((node, index))
     flow.give(node.outputs[0], broadcast(flow, [flow.of(value) for value in read]))
 
 
@@ -28,16 +29,16 @@ def first_input(node: ir.Node, flow: Flow) -> None:
 
 def quantize(node: ir.Node, flow: Flow) -> None:
     """QuantizeLinear-21 and DequantizeLinear-21: scales of one number or one for each place along an axis."""
+    x = flow.of(node.inputs[0], weights=True)  # a bias, and its zero point, have 32 bits
     if attribute(node, "block_size", 0):
         raise Refuse("a scale serves a block of places")
-    x = flow.of(node.inputs[0], weights=True)  # a bias, and its zero point, have 32 bits
     for index in (1, 2):
         value = optional(node, index)
         if value is None:
             continue
         scale = flow.of(value, weights=True)
         if node.op_type == "QuantizeLinear" or index == 2:
-            flow.nonzero.add(value)
+            flow.nonzero.append((node, index))
         if len(scale) == 1 and len(scale[0]) > 1:
             flow.tie(x[attribute(node, "axis", 1)], scale[0])
     flow.give(node.outputs[0], x)

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import onnx_ir as ir
 
+from ....interfaces import place
 from ....query import attribute, constant, constant_tensor, ints, is_constant, opset, optional
 from ..atoms import never
 from ..edits import Bound, Counts, Indices, Lengths
@@ -84,7 +85,7 @@ def gather(node: ir.Node, flow: Flow) -> None:
         if picked:
             made = flow.atoms.grid(chosen, picked)
         else:
-            flow.freeze(chosen, f"Gather {node.name} picks it")
+            flow.freeze(chosen, f"Gather {place(node)} picks it")
         flow.edit(Indices(node, 1, labels, tuple(made)))
     else:
         flow.freeze(labels, "Gather picks what lies along it")

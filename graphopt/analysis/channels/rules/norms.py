@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ....interfaces import place
 from ....query import attribute, optional
 from ..atoms import never
 from ..edits import Count
@@ -17,8 +18,8 @@ def per_channel(node: ir.Node, flow: Flow) -> None:
     x = flow.of(node.inputs[0])
     for index, value in enumerate(node.inputs[1:], 1):
         flow.vector(value, x[1])
-        if index == 4 and value is not None:
-            flow.nonzero.add(value)
+        if index == 4:
+            flow.nonzero.append((node, index))
     if node.op_type == "InstanceNormalization":
         flow.counts(node, *x[2:])
     flow.give(node.outputs[0], x)
@@ -81,7 +82,7 @@ def softmax(node: ir.Node, flow: Flow) -> None:
     version = node.version or (node.graph.opset_imports.get("", 13) if node.graph is not None else 13)
     axis = attribute(node, "axis", -1 if version >= 13 else 1) % len(x)
     for labels in x[axis:] if version < 13 else [x[axis]]:
-        flow.freeze(labels, f"{node.op_type} {node.name} makes them sum to one")
+        flow.freeze(labels, f"{node.op_type} {place(node)} makes them sum to one")
     flow.give(node.outputs[0], x)
 
 

@@ -133,8 +133,10 @@ def einsum(node: ir.Node, flow: Flow) -> None:
         for letter in term if is_constant(value) else "":
             if letter in result and len(letters[letter]) == 1:
                 flow.source(node, axes[letter])
-    if not any(map(is_constant, node.inputs)):
-        flow.contracted += [(node, 0, axis) for axis, letter in enumerate(terms[0]) if letter not in result]
+    weighed = {c for term, value in zip(terms, node.inputs, strict=True) if is_constant(value) for c in term}
+    for letter in set(left) - {",", *result} - weighed:
+        index = next(i for i, term in enumerate(terms) if letter in term)
+        flow.contracted.append((node, index, terms[index].index(letter)))
     flow.multiplies(node, 1, *axes.values())
     flow.give(node.outputs[0], [axes[letter] for letter in result])
 

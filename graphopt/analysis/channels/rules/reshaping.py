@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ....interfaces import place
 from ....query import attribute, ints, is_constant, optional
 from ..atoms import Labels, never
 from ..edits import Length
@@ -70,7 +71,7 @@ def shape_of(node: ir.Node, flow: Flow) -> None:
         if (use.node.op_type, use.idx) not in SHAPES and not _makes_shapes(use.node):
             for labels in [read[i] for i in picked]:
                 flow.freeze(
-                    labels, f"{node.op_type} {node.name} reads how many there are; simplify goes before"
+                    labels, f"{node.op_type} {place(node)} reads how many there are; simplify goes before"
                 )
     flow.give(node.outputs[0], [never(n) for n in flow.shape(node.outputs[0])])
 
