@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -142,18 +143,25 @@ class Knife:
                     sizes[edit.position] = self.size(edit.axis)
             self.put(node, index, sizes)
             return
-        known = [dim if isinstance(dim, int) else None for dim in node.outputs[0].shape or ()]
-        behind = known[len(known) - flat(value) :]  # Expand may name the last axes only
-        static = [e for e in edits if e.position < len(behind) and behind[e.position] is not None]
-        if static:
-            where = self.constant(np.array([e.position for e in static], np.int64), "positions")
-            what = self.constant(np.array([self.size(e.axis) for e in static], np.int64), "sizes")
-            made = ir.Node("", "ScatterElements", [value, where, what], num_outputs=1)
-            made.outputs[0].name = self.names.fresh(f"{value.name}_cut")
-            made.outputs[0].type, made.outputs[0].shape = value.type, value.shape
-            made.name = self.names.fresh_node(f"{node.name}_cut")
-            self.insert(node, made)
-            node.replace_input_with(index, made.outputs[0])
+        known = {edit.position: self.size(edit.axis) for edit in edits}
+        count = len(self.groups.flow.of(edits[0].node.inputs[index])[0])
+        parts: list[ir.Value] = []
+        for written, run in groupby(range(count), known.__contains__):
+            places = list(run)
+            part = self.constant(np.array([known.get(i, i) for i in places], np.int64), f"{value.name}_part")
+            parts.append(part if written else self.made(node, "Gather", [value, part]))
+        node.replace_input_with(index, self.made(node, "Concat", parts, axis=0) if parts[1:] else parts[0])
+
+    def made(self, before: ir.Node, op_type: str, inputs: list[ir.Value], **attributes: int) -> ir.Value:
+        """Put a node that makes a list of sizes before another one, and return what it makes."""
+        node = ir.Node(
+            "", op_type, inputs, [ir.AttrInt64(k, v) for k, v in attributes.items()], num_outputs=1
+        )
+        node.name = self.names.fresh_node(f"{before.name}_{op_type}")
+        (value,) = node.outputs
+        value.name, value.type = self.names.fresh(f"{inputs[0].name}_cut"), ir.TensorType(ir.DataType.INT64)
+        self.insert(before, node)
+        return value
 
     def _bounds(self, node: ir.Node, index: int, edits: list[Bound]) -> None:
         """Count what is left before each bound."""
@@ -201,9 +209,3 @@ def sliced(array: Array, kept: Sequence[Array | None]) -> Array:
         if each is not None:
             array = np.compress(each, array, axis)
     return array
-
-
-def flat(value: ir.Value) -> int:
-    """Return how many elements a list of sizes has; 0 where that is not known."""
-    shape = value.shape
-    return int(shape[0]) if shape is not None and len(shape) == 1 and isinstance(shape[0], int) else 0

@@ -774,6 +774,16 @@ CASES = {
         }""",
         ["a: 6: w[0], v[1]"],
     ),
+    "where by a constant": Case(
+        """(float[2,3,4,4] x) => (float[2,2,4,4] y)
+        <float[4,3,1,1] w, bool[4,1,1] mask = {0,1,1,0}, float[4,1,1] u, float[2,4,1,1] v>
+        {
+            a = Conv (x, w)
+            s = Where (mask, a, u)
+            y = Conv (s, v)
+        }""",
+        ["a: 4: w[0], mask[0], u[0], v[1]"],
+    ),
     "where": Case(
         """(float[2,3,4,4] x, bool[2,1,4,4] c) => (float[2,2,4,4] y)
         <float[6,3,1,1] w, float[6,3,1,1] u, float[2,6,1,1] v>
@@ -1239,6 +1249,49 @@ CASES = {
         }""",
         ["a: 6: w[0], v[1]"],
     ),
+    "heads in a computed shape": Case(
+        """(float[B,S,3] x) => (float[B,S,2] y)
+        <float[3,12] w, int64[1] three = {3}, int64[1] four = {4}, int64[1] rest = {-1}, float[12,2] v>
+        {
+            a = MatMul (x, w)
+            bs = Shape <end = 2> (a)
+            shape = Concat <axis = 0> (bs, three, four)
+            r = Reshape (a, shape)
+            t = Tanh (r)
+            back = Concat <axis = 0> (bs, rest)
+            m = Reshape (t, back)
+            y = MatMul (m, v)
+        }""",
+        ["a: 3 of 4: w[1], v[0]", "a.size: 4: w[1], v[0]"],
+    ),
+    "an expanded vector of a computed shape": Case(
+        """(float[B,S,3] x) => (float[B,S,2] y)
+        <float[3,6] w, int64[1] six = {6}, float[1] k, float[6,2] v>
+        {
+            a = MatMul (x, w)
+            bs = Shape <end = 2> (x)
+            shape = Concat <axis = 0> (bs, six)
+            e = Expand (k, shape)
+            m = Add (a, e)
+            y = MatMul (m, v)
+        }""",
+        ["a: 6: w[1], v[0]"],
+    ),
+    "weights that the graph in a node reads": Case(
+        """(float[2,3] x, bool c) => (float[2,3] y)
+        <float[3,4] w, float[4,3] u>
+        {
+            a = MatMul (x, w)
+            b = MatMul (a, u)
+            d = If (c) <
+                then_branch = g () => (float[2,4] p) { p = MatMul (x, w) },
+                else_branch = h () => (float[2,4] q) { n = MatMul (x, w) q = Neg (n) }
+            >
+            e = MatMul (d, u)
+            y = Add (b, e)
+        }""",
+        ["MatMul a stays: it is no axis of channels"],
+    ),
     "a size that is read": Case(
         """(float[2,3,5,5] x) => (float[2,2,5,5] y)
         <float[6,3,1,1] w, float[2,6,1,1] v>
@@ -1336,6 +1389,162 @@ CASES = {
             y = MatMul (e, v)
         }""",
         ["a: 6: w[1], v[0]"],
+    ),
+    "split without sizes": Case(
+        """(float[2,3,5,5] x) => (float[2,2,5,5] y)
+        <float[12,3,1,1] w, float[2,12,1,1] v>
+        {
+            a = Conv (x, w)
+            b, c = Split <axis = 1> (a)
+            s = Sigmoid (c)
+            d = Concat <axis = 1> (s, b)
+            y = Conv (d, v)
+        }""",
+        ["a: 12: w[0], v[1]"],
+        opset=13,
+    ),
+    "split into three": Case(
+        """(float[2,4,3] x) => (float[2,4,4] y)
+        <float[3,18] w, int64[1] last = {2}>
+        {
+            a = MatMul (x, w)
+            q, k, v = Split <axis = -1, num_outputs = 3> (a)
+            t = Transpose <perm = [0, 2, 1]> (k)
+            s = MatMul (q, t)
+            n = ReduceL2 <keepdims = 1> (v, last)
+            y = Div (s, n)
+        }""",
+        ["a: 12: w[1]"],
+    ),
+    "weights by batch": Case(
+        """(float[4,5,3] x) => (float[4,5,2] y)
+        <float[4,3,6] w, float[4,1,6] b, float[4,6,2] v>
+        {
+            a = MatMul (x, w)
+            c = Add (a, b)
+            y = MatMul (c, v)
+        }""",
+        ["a: 6: w[2], b[2], v[1]"],
+    ),
+    "a token in front and places": Case(
+        """(float[2,4,3] x) => (float[2,2] y)
+        <float[3,6] w, float[2,1,6] token, float[1,5,6] places, int64 zero = {0}, float[6,2] v>
+        {
+            a = MatMul (x, w)
+            t = Concat <axis = 1> (token, a)
+            p = Add (t, places)
+            f = Gather <axis = 1> (p, zero)
+            y = MatMul (f, v)
+        }""",
+        ["a: 6: w[1], token[2], places[2], v[0]"],
+    ),
+    "attributes of opset 9": Case(
+        """(float[2,3,4,4] x) => (float[2,2] y)
+        <float[6,3,1,1] w, float[6] s, float[6] b, float[6] m, float[6] p = {1,2,1,2,1,2}, float[6,2] v,
+         float[2] c>
+        {
+            a = Conv (x, w)
+            n = BatchNormalization (a, s, b, m, p)
+            q = Pad <pads = [0, 0, 1, 1, 0, 0, 1, 1]> (n)
+            l = Clip <min = -1.0, max = 1.0> (q)
+            r = ReduceMean <axes = [2], keepdims = 1> (l)
+            t = ReduceSum <axes = [3], keepdims = 1> (r)
+            z = Squeeze <axes = [2, 3]> (t)
+            d = Dropout (z)
+            y = Gemm (d, v, c)
+        }""",
+        ["a: 6: w[0], s[0], b[0], m[0], p[0], v[0]"],
+        opset=9,
+    ),
+    "group norm with scales of groups": Case(
+        """(float[2,3,5,5] x) => (float[2,2,5,5] y)
+        <float[8,3,1,1] w, float[4] s, float[4] b, float[2,8,1,1] v>
+        {
+            a = Conv (x, w)
+            n = GroupNormalization <num_groups = 4> (a, s, b)
+            y = Conv (n, v)
+        }""",
+        [
+            "GroupNormalization n stays: its scale is for groups",
+            "Conv a stays: GroupNormalization n: its scale is for groups",
+        ],
+        opset=18,
+    ),
+    "half precision": Case(
+        """(float16[2,3,5,5] x) => (float16[2,2,5,5] y)
+        <float16[6,3,1,1] w, float16[6] b, float16[2,6,1,1] v, int64[1] axis = {1}>
+        {
+            a = Conv (x, w, b)
+            m = ReduceMean (a, axis)
+            s = Sub (a, m)
+            y = Conv (s, v)
+        }""",
+        ["a: 6: w[0], b[0], v[1]"],
+    ),
+    "double precision": Case(
+        """(double[2,4,3] x) => (double[2,4,2] y)
+        <double[3,6] w, double[6] s, double[6] b, double[6,2] v>
+        {
+            a = MatMul (x, w)
+            n = LayerNormalization (a, s, b)
+            d = Reciprocal (n)
+            y = MatMul (d, v)
+        }""",
+        ["a: 6: w[1], s[0], b[0], v[0]"],
+    ),
+    "mean and deviation that are read": Case(
+        """(float[2,4,3] x) => (float[2,4,2] y)
+        <float[3,6] w, float[6] s, float[6] b, float[6,2] v>
+        {
+            a = MatMul (x, w)
+            n, mean, deviation = LayerNormalization (a, s, b)
+            d = Mul (n, deviation)
+            e = Add (d, mean)
+            y = MatMul (e, v)
+        }""",
+        ["a: 6: w[1], s[0], b[0], v[0]"],
+    ),
+    "resize of chosen axes": Case(
+        """(float[2,3,4,4] x) => (float[2,2,8,6] y)
+        <float[6,3,1,1] w, int64[2] sizes = {8,6}, float[2,6,1,1] v>
+        {
+            a = Conv (x, w)
+            r = Resize <axes = [2, 3], mode = "cubic"> (a, , , sizes)
+            y = Conv (r, v)
+        }""",
+        ["a: 6: w[0], v[1]"],
+    ),
+    "three operands in one einsum": Case(
+        """(float[2,4,3] x) => (float[2,4,4] y)
+        <float[3,6] w, float[3,5] u, float[6,5] m>
+        {
+            q = MatMul (x, w)
+            k = MatMul (x, u)
+            y = Einsum <equation = "btd,de,bse->bts"> (q, m, k)
+        }""",
+        ["q: 6: w[1], m[0]", "k: 5: u[1], m[1]"],
+    ),
+    "an einsum that sums one operand": Case(
+        """(float[2,4,3] x) => (float[2,4] y)
+        <float[3,6] w, float[6] b>
+        {
+            a = MatMul (x, w)
+            c = Add (a, b)
+            s = Sigmoid (c)
+            y = Einsum <equation = "btd->bt"> (s)
+        }""",
+        ["a: 6: w[1], b[0]"],
+    ),
+    "operands that only the second has": Case(
+        """(float[2,4,3] x, float[2,4] z) => (float[2,4] y)
+        <float[3,6] w, float[6] b>
+        {
+            a = MatMul (x, w)
+            c = Add (a, b)
+            s = Sigmoid (c)
+            y = Einsum <equation = "bt,btd->bt"> (z, s)
+        }""",
+        ["a: 6: w[1], b[0]"],
     ),
 }
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
+from graphopt_passes.prune.prune_channels import PruneChannels
+from graphopt_passes.prune.prune_heads import PruneHeads
+from graphopt_passes.prune.widths import LEAST, Width, within
 
 import graphopt
+from graphopt.analysis.channels import Group
 from graphopt.criteria import CRITERIA
+from graphopt.testing import conformance
+from graphopt.text import to_text
 
 TEXT = """<ir_version: 10, opset_import: ["" : 21]>
 net (float[N,3,8,8] x) => (float[N,4] y) {
@@ -171,3 +179,111 @@ def test_what_cannot_be_is_said(options: str, message: str) -> None:
     with pytest.raises(graphopt.GraphoptError) as error:
         pruned(options)
     assert message in str(error.value)
+
+
+def width_of(channels: int, step: int = 1) -> Width:
+    group = Group("g", np.arange(1, channels + 1), (), ("g",), 0.0, 0.0)
+    return Width(group, step, np.arange(channels, dtype=float), 1 - LEAST)
+
+
+@pytest.mark.parametrize(
+    ("channels", "step", "wanted", "kept"),
+    [(24, 8, 12, 8), (24, 8, 12.1, 16), (24, 8, 1, 8), (20, 8, 19, 16), (20, 8, 20.1, 20), (40, 1, 0, 4)],
+)
+def test_the_nearest_width_that_is_allowed(channels: int, step: int, wanted: float, kept: int) -> None:
+    assert width_of(channels, step).kept(wanted) == kept
+
+
+def test_what_is_worth_least_goes_and_of_equals_the_first() -> None:
+    width = replace(width_of(5), scores=np.array([3.0, 1.0, 2.0, 1.0, 9.0]))
+    assert width.gone(3).tolist() == [2, 4]
+    assert width.gone(4).tolist() == [2]
+    assert width.gone(5).tolist() == []
+
+
+def test_of_plans_within_a_budget_it_is_the_widest() -> None:
+    def choose(part: float) -> dict[str, int]:
+        return {"g": 1000 - int(900 * part)}
+
+    for wanted in (150, 500, 731, 1000):
+        assert within(wanted, lambda plan: float(plan["g"]), choose) == {"g": wanted}
+    assert within(50, lambda plan: float(plan["g"]), choose) == {"g": 100}
+
+
+@pytest.mark.parametrize("goal", ["macs", "params"])
+@pytest.mark.parametrize("scope", ["local", "global", "isomorphic"])
+def test_a_budget_that_is_a_little_larger_is_used_too(goal: str, scope: str) -> None:
+    """What is left never shrinks as the budget grows, and comes as near to it as one channel of each group."""
+    shares = []
+    for wanted in (0.3, 0.4, 0.5, 0.6, 0.7):
+        result = pruned(f"{goal}={wanted},scope={scope},round_to=1")
+        before, after = (graphopt.cost(model) for model in (result.original, result.model))
+        share = after.macs / before.macs if goal == "macs" else after.parameters / before.parameters
+        assert wanted - 0.09 <= share <= wanted
+        shares.append(share)
+    assert shares == sorted(shares)
+
+
+def test_two_runs_give_the_same_file() -> None:
+    texts = [to_text(pruned("ratio=0.5,criterion=random", calibration=True).model) for _ in range(2)]
+    assert texts[0] == texts[1]
+
+
+def test_they_conform() -> None:
+    conformance(PruneChannels(round_to=1), [network()])
+    conformance(PruneChannels(round_to=1), [network()], calibrated=True)
+    conformance(PruneHeads(ratio=0.5), [heads()])
+
+
+ATTENTION = """<ir_version: 10, opset_import: ["" : 23]>
+net (float[B,S,8] x) => (float[B,S,8] y) {
+   q = MatMul (x, wq)
+   k = MatMul (x, wk)
+   v = MatMul (x, wv)
+   a = Attention <q_num_heads = 8, kv_num_heads = 8> (q, k, v)
+   o = MatMul (a, wo)
+   h = MatMul (o, w1)
+   r = Relu (h)
+   y = MatMul (r, w2)
+}"""
+
+
+def heads(heads: int = 8, size: int = 4) -> ir.Model:
+    """Attention with heads of which the later ones have larger weights, and a layer behind it."""
+    rng = np.random.default_rng(0)
+    scale = np.repeat(np.arange(1, heads + 1), size)
+    shapes = {"w1": (8, 16), "w2": (16, 8)}
+    arrays = {name: rng.normal(size=(8, heads * size)) * scale for name in ("wq", "wk", "wv")}
+    arrays |= {"wo": rng.normal(size=(heads * size, 8)) * scale[:, None]}
+    arrays |= {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    tensors = [ir.tensor(array.astype(np.float32), name=name) for name, array in arrays.items()]
+    return ir.from_onnx_text(ATTENTION, initializers=tensors)
+
+
+def sizes(model: ir.Model) -> list[int]:
+    return [dict(model.graph.initializers)[name].shape[1] for name in ("wq", "wk", "wv", "wo", "w1")]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "want"),
+    [
+        ("prune-heads{ratio=0.5}", [16, 16, 16, 8, 16]),
+        ("prune-heads{ratio=0.25}", [24, 24, 24, 8, 16]),
+        ("prune-heads{ratio=0.4,round_to=16}", [16, 16, 16, 8, 16]),
+        ("prune-channels{ratio=0.5,round_to=1}", [16, 16, 16, 4, 8]),
+        ("prune-channels{ratio=0.4,round_to=16}", [16, 16, 16, 8, 16]),
+        ('prune-heads{ratio=0.5,per_layer=["wq:0.25"]}', [24, 24, 24, 8, 16]),
+        ("prune-channels{ratio=0.5,round_to=1,keep=[wv]}", [32, 32, 32, 4, 8]),
+    ],
+)
+def test_heads_go_whole(pipeline: str, want: list[int]) -> None:
+    result = graphopt.optimize(heads(), pipeline, strict=True)
+    assert sizes(result.model) == want
+
+
+def test_the_heads_of_least_weight_go() -> None:
+    result = graphopt.optimize(heads(), "prune-heads{ratio=0.75}", strict=True)
+    kept = result.model.graph.initializers["wq"].const_value
+    whole = heads().graph.initializers["wq"].const_value
+    assert kept is not None and whole is not None
+    np.testing.assert_array_equal(kept.numpy(), whole.numpy()[:, 24:])

@@ -88,7 +88,7 @@ class Atoms:
 
     def unify(self, a: Labels, b: Labels) -> None:
         """Let ``a[i]`` and ``b[i]`` be cut away together, for each i."""
-        a, b = self.find(a), self.find(b)
+        a, b = self._plain(a), self._plain(b)
         differ = a != b
         if not differ.any():
             return
@@ -110,6 +110,18 @@ class Atoms:
         for x, y in zip(a.tolist(), b.tolist(), strict=True):
             self._join(x, y)
 
+    def _plain(self, labels: Labels) -> Labels:
+        """Return what goes with each: of ``a ∨ b`` where one of them is never cut away, the other."""
+        roots = self.find(labels)
+        while True:
+            parts = self._either[roots]
+            frozen = self._frozen[parts] > 0
+            one = (parts[:, 0] >= 0) & (self._frozen[roots] == 0) & (frozen[:, 0] != frozen[:, 1])
+            if not one.any():
+                return roots
+            roots = roots.copy()
+            roots[one] = self.find(np.where(frozen[one, 0], parts[one, 1], parts[one, 0]))
+
     def _apart(self, a: Labels, b: Labels) -> bool:
         """Return whether no ``b`` is among ``a`` and what those stand for."""
         parts = self._leaves(a)
@@ -130,16 +142,14 @@ class Atoms:
         if one or other:
             self._freeze(np.array([a, b]), np.array([one or other] * 2))
             return
-        left, right = self._either[a], self._either[b]
-        if left[0] >= 0 and right[0] >= 0:
-            self._parent[b] = a
-            for x, y in zip(left.tolist(), right.tolist(), strict=True):
-                self._join(x, y)
+        left, right = self._either[[a, b], 0].tolist()
+        if left >= 0 and right >= 0:
+            self._join_compounds(a, b)
             return
-        if left[0] < 0 and right[0] < 0:
+        if left < 0 and right < 0:
             self._parent[b] = a
             return
-        free, compound = (a, b) if left[0] < 0 else (b, a)
+        free, compound = (a, b) if left < 0 else (b, a)
         parts = self._parts(compound)
         if free not in parts:
             self._parent[free] = compound
@@ -148,6 +158,33 @@ class Atoms:
             self._join(free, part)
         self._either[compound] = -1
         self._parent[compound] = self._root(free)
+
+    def _join_compounds(self, a: int, b: int) -> None:
+        """Let two atoms stand for the same others: pairs of these go together, as few as make it so."""
+        first, second = self._parts(a), self._parts(b)
+        if not first & second:
+            pairs = list(zip(*self._either[[a, b]].tolist(), strict=True))
+        else:
+            common = sorted(first & second)
+            only, other = sorted(first - second), sorted(second - first)
+            count = max(len(only), len(other))
+            only, other = ((some or common[:1]) for some in (only, other))
+            pairs = [(only[min(i, len(only) - 1)], other[min(i, len(other) - 1)]) for i in range(count)]
+        for x, y in pairs:
+            self._join(x, y)
+        a, b = self._root(a), self._root(b)
+        if (self._either[[a, b], 0] < 0).any():
+            self._join(a, b)
+        elif a != b:
+            a, b = (b, a) if self._holds(a, b) else (a, b)
+            self._parent[b] = a
+
+    def _holds(self, atom: int, part: int) -> bool:
+        """Return whether ``atom`` is ``part``, or stands for it among others."""
+        atom = self._root(atom)
+        return atom == part or any(
+            self._holds(each, part) for each in self._either[atom].tolist() if each >= 0
+        )
 
     def _parts(self, atom: int) -> set[int]:
         atom = self._root(atom)
@@ -218,21 +255,45 @@ class Atoms:
             return [never(1), *self.grid(labels, shape[1:])]
         if columns == 1:
             return [labels, *(never(1) for _ in shape[1:])]
-        m = self.find(labels).reshape(rows, columns)
+        m = self.find(labels)
         if (self._frozen[m] > 0).all():
             return [never(n) for n in shape]
-        if (m == m[:, :1]).all():
-            return [m[:, 0], *(never(n) for n in shape[1:])]
-        if (m == m[:1]).all():
-            return [never(rows), *self.grid(m[0], shape[1:])]
-        a, b = np.moveaxis(self._either[m], 2, 0)
-        if (a >= 0).all():
-            a, b = self.find(a.reshape(-1)).reshape(m.shape), self.find(b.reshape(-1)).reshape(m.shape)
-            if (a == a[:, :1]).all() and (b == b[:1]).all():
-                return [a[:, 0], *self.grid(b[0], shape[1:])]
+        period = _period(m)
+        if period < len(m) and period % columns == 0:  # the same for each picture of a batch
+            first = self.grid(labels[:period], (period // columns, *shape[1:]))
+            return [np.tile(first[0], len(m) // period), *first[1:]]
+        leaves = self._leaves(labels).reshape(-1, rows, columns)
+        by_row, by_column = _common(leaves), _common(leaves.swapaxes(1, 2))
+        covered = (leaves[:, None] == by_row[:, :, None]) | (leaves[:, None] == by_column[:, None])
+        if (covered.any(1) | (leaves == NEVER)).all():
+            return [self._any(by_row, rows), *self.grid(self._any(by_column, columns), shape[1:])]
         along, across = self.fresh(rows), self.fresh(columns)
-        self.unify(m.reshape(-1), self.either(np.repeat(along, columns), np.tile(across, rows)))
+        self.unify(m, self.either(np.repeat(along, columns), np.tile(across, rows)))
         return [along, *self.grid(across, shape[1:])]
+
+    def _any(self, layers: Labels, count: int) -> Labels:
+        """Return an axis that goes where any of several goes."""
+        made = never(count)
+        for labels in layers:
+            made = self.either(made, labels)
+        return made
+
+
+def _period(labels: Labels) -> int:
+    """Return after how many places an axis begins again."""
+    again = np.flatnonzero(labels == labels[0])
+    for period in again[1:2].tolist():
+        if len(labels) % period == 0 and (labels.reshape(-1, period) == labels[:period]).all():
+            return int(period)
+    return len(labels)
+
+
+def _common(leaves: Labels) -> Labels:
+    """Return what all places of a row go with, (depth, rows), of (depth, rows, columns)."""
+    first = leaves[:, :, 0]
+    shared = (leaves[None] == first[:, None, :, None]).any(1).all(-1)
+    common: Labels = np.where(shared, first, NEVER)
+    return common
 
 
 def _distinct(labels: Labels) -> bool:

@@ -96,14 +96,15 @@ class ChannelGroups:
         return np.logical_not(gone[self.flow.atoms.leaves(labels)].any(axis=0))
 
     def spared(self, gone: Array, worth: Array | None = None) -> Array:
-        """Return ``gone`` without what would leave an axis of a value empty: there, one place stays.
+        """Return ``gone`` without what would leave an axis, or a part of one that counts, empty: one place stays.
 
         ``worth`` says which: that whose atoms are worth most, by atom.
         """
         gone = gone.copy()
         worth = np.zeros(len(gone)) if worth is None else worth
-        axes = {id(labels): labels for value in self.flow.axes.values() for labels in value if len(labels)}
-        for labels in axes.values():
+        axes = [labels for value in self.flow.axes.values() for labels in value]
+        axes += [labels for edit in self.flow.edits for labels in edit.all_axes]  # parts of an axis, too
+        for labels in {id(labels): labels for labels in axes if len(labels)}.values():
             leaves = self.flow.atoms.leaves(labels)
             if gone[leaves].any(axis=0).all():
                 best = int(worth[leaves].min(axis=0).argmax())

@@ -22,8 +22,8 @@ def _heads(flow: Flow, labels: Labels, count: int) -> Heads:
     return along, within
 
 
-def _attend(node: ir.Node, flow: Flow, q: Heads, k: Heads, v: Heads, sizes: tuple[int, int, int]) -> Heads:
-    """Tie queries, keys and values; return heads and sizes of what is made. ``sizes``: batch, queries, keys."""
+def _attend(node: ir.Node, flow: Flow, q: Heads, k: Heads, v: Heads, places: Axes) -> Heads:
+    """Tie queries, keys and values; return heads and sizes of what is made. ``places``: batch, queries, keys."""
     flow.tie(q[1], k[1])
     flow.tie(k[0], v[0])
     group = len(q[0]) // len(k[0])
@@ -35,9 +35,8 @@ def _attend(node: ir.Node, flow: Flow, q: Heads, k: Heads, v: Heads, sizes: tupl
         flow.tie(q[0], k[0])
     if "scale" not in node.attributes:
         flow.edit(Fix(node, "scale", 1 / math.sqrt(len(q[1])), q[1]))
-    work = sizes[0] * sizes[1] * sizes[2]
-    flow.multiplies(node, work, q[0], q[1])
-    flow.multiplies(node, work, q[0], v[1])
+    flow.multiplies(node, 1, *places, q[0], q[1])
+    flow.multiplies(node, 1, *places, q[0], v[1])
     return q[0], v[1]
 
 
@@ -76,12 +75,12 @@ def standard(node: ir.Node, flow: Flow) -> None:
         flow.edit(Count(node, "kv_num_heads", k[0]))
     else:
         q, k, v = ((each[1], each[3]) for each in axes)
-    lengths = [len(each[1 if merged else 2]) for each in axes]
-    made = _attend(node, flow, q, k, v, (len(axes[0][0]), lengths[0], lengths[1]))
+    rows, keys = (each[1 if merged else 2] for each in axes[:2])
+    made = _attend(node, flow, q, k, v, [axes[0][0], rows, keys])
     _mask(flow, optional(node, 3), made[0])
     _cached(flow, optional(node, 4), k)
     _cached(flow, optional(node, 5), v)
-    first, rows = axes[0][0], axes[0][1 if merged else 2]
+    first = axes[0][0]
     flow.give(
         node.outputs[0],
         [first, rows, flow.atoms.merge(made)] if merged else [first, made[0], rows, made[1]],
@@ -100,7 +99,7 @@ def multi_head(node: ir.Node, flow: Flow) -> None:
         flow.tie(flow.of(bias)[0], np.concatenate([q[2], k[2], v[2]]))
     parts = [_heads(flow, each[2], heads) for each in (q, k, v)]
     flow.edit(Count(node, "num_heads", parts[0][0]))
-    made = _attend(node, flow, parts[0], parts[1], parts[2], (len(q[0]), len(q[1]), len(k[1])))
+    made = _attend(node, flow, parts[0], parts[1], parts[2], [q[0], q[1], k[1]])
     _mask(flow, optional(node, 5), made[0])
     _cached(flow, optional(node, 6), parts[1])
     _cached(flow, optional(node, 7), parts[2])
@@ -124,8 +123,8 @@ def projected(node: ir.Node, flow: Flow) -> None:
     q, k, v = (_heads(flow, part, heads) for part in parts)
     flow.edit(Count(node, "num_heads", q[0]))
     flow.edit(Counts(node, "qkv_hidden_sizes", tuple(parts)))
-    flow.multiplies(node, len(x[0]) * len(x[1]), x[2], w[1])
-    made = _attend(node, flow, q, k, v, (len(x[0]), len(x[1]), len(x[1])))
+    flow.multiplies(node, 1, *x, w[1])
+    made = _attend(node, flow, q, k, v, [x[0], x[1], x[1]])
     _mask(flow, optional(node, 5), made[0])
     flow.give(node.outputs[0], [x[0], x[1], flow.atoms.merge(made)])
 
@@ -141,7 +140,7 @@ def grouped_query(node: ir.Node, flow: Flow) -> None:
     flow.edit(Count(node, "kv_num_heads", parts[1][0]))
     for _, size in parts:
         flow.freeze(size, "GroupQueryAttention wants one size of heads for keys and values")
-    made = _attend(node, flow, parts[0], parts[1], parts[2], (len(q[0]), len(q[1]), len(q[1])))
+    made = _attend(node, flow, parts[0], parts[1], parts[2], [q[0], q[1], q[1]])
     _cached(flow, optional(node, 3), parts[1])
     _cached(flow, optional(node, 4), parts[2])
     flow.give(node.outputs[0], [q[0], q[1], flow.atoms.merge(made)])

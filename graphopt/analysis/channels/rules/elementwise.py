@@ -17,7 +17,8 @@ def elementwise(node: ir.Node, flow: Flow) -> None:
     read = [value for value in node.inputs if value is not None]
     for index in POLES.get(node.op_type, ()):
         flow.nonzero.append((node, index))
-    flow.give(node.outputs[0], broadcast(flow, [flow.of(value) for value in read]))
+    masks = node.op_type == "Where"  # which choose between weights, and are cut like these
+    flow.give(node.outputs[0], broadcast(flow, [flow.of(value, weights=masks) for value in read]))
 
 
 def first_input(node: ir.Node, flow: Flow) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ....interfaces import place
-from ....query import attribute, optional
+from ....query import attribute, opset, optional
 from ..atoms import never
 from ..edits import Count
 from ..flow import Flow, Refuse, Rule, broadcast
@@ -49,7 +49,7 @@ def per_token(node: ir.Node, flow: Flow) -> None:
 
 def per_group(node: ir.Node, flow: Flow) -> None:
     """GroupNormalization-21: x (N, C, …), scale and bias (C,); the runtime's GroupNorm has channels last."""
-    if node.domain == "" and (node.version or 21) < 21:
+    if node.domain == "" and opset(node) < 21:
         raise Refuse("its scale is for groups")
     last = node.domain != "" and attribute(node, "channels_last", 1)
     x = flow.of(node.inputs[0])

@@ -22,7 +22,7 @@ def conv(node: ir.Node, flow: Flow) -> None:
     if (added := optional(node, 3)) is not None:
         broadcast(flow, [made, flow.of(added)])
     _spatial(flow, x, w)
-    flow.multiplies(node, shape[0] * prod(shape[2:]) * prod(map(len, w[2:])), w[0], w[1])
+    flow.multiplies(node, prod(shape[2:]) * prod(map(len, w[2:])), x[0], w[0], w[1])
     flow.give(node.outputs[0], made)
 
 
@@ -40,7 +40,7 @@ def conv_transpose(node: ir.Node, flow: Flow) -> None:
     if (bias := optional(node, 2)) is not None:
         flow.vector(bias, made)
     _spatial(flow, x, w)
-    flow.multiplies(node, prod(map(len, (x[0], *x[2:], *w[2:]))), w[0], w[1])
+    flow.multiplies(node, prod(map(len, (*x[2:], *w[2:]))), x[0], w[0], w[1])
     flow.give(node.outputs[0], [x[0], made, *(never(n) for n in flow.shape(node.outputs[0])[2:])])
 
 

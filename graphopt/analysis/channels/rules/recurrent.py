@@ -32,9 +32,8 @@ def cell(node: ir.Node, flow: Flow) -> None:
     if (peephole := optional(node, 7)) is not None:
         flow.tie(flow.of(peephole)[1], np.tile(hidden, 3))
     flow.edit(Count(node, "hidden_size", hidden))
-    work = len(x[0]) * len(x[1]) * len(w[0])
-    flow.multiplies(node, work, w[1], w[2])
-    flow.multiplies(node, work, r[1], r[2])
+    flow.multiplies(node, len(w[0]), x[0], x[1], w[1], w[2])
+    flow.multiplies(node, len(w[0]), x[0], x[1], r[1], r[2])
     directions = never(len(w[0]))
     for value, made in zip(
         node.outputs, ([x[0], directions, x[1], hidden], *([[directions, x[1], hidden]] * 2)), strict=False
