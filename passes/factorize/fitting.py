@@ -50,9 +50,10 @@ class Fit:
         self.moment: Moment | None = moment
         self.mean = moment.mean
         w = site.read()
-        self.energy = max(moment.energy(w), 1e-300)
         self.full = full(site, self.method)
         self.sides = self._sides(w, moment, most)
+        outputs = self.method in ("svd", "tucker")  # the last side is theirs
+        self.energy = max(self.sides[-1].total if outputs else moment.energy(w), 1e-300)
         self._known: dict[Ranks, Fitted] = {}
         if self.method == "svd":
             self.moment = None  # it is as large as the layer, and not needed any more

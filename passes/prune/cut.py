@@ -149,17 +149,22 @@ class Knife:
         for written, run in groupby(range(count), known.__contains__):
             places = list(run)
             part = self.constant(np.array([known.get(i, i) for i in places], np.int64), f"{value.name}_part")
-            parts.append(part if written else self.made(node, "Gather", [value, part]))
-        node.replace_input_with(index, self.made(node, "Concat", parts, axis=0) if parts[1:] else parts[0])
+            parts.append(part if written else self.made(node, "Gather", [value, part], len(places)))
+        node.replace_input_with(
+            index, self.made(node, "Concat", parts, count, axis=0) if parts[1:] else parts[0]
+        )
 
-    def made(self, before: ir.Node, op_type: str, inputs: list[ir.Value], **attributes: int) -> ir.Value:
-        """Put a node that makes a list of sizes before another one, and return what it makes."""
+    def made(
+        self, before: ir.Node, op_type: str, inputs: list[ir.Value], count: int, **attributes: int
+    ) -> ir.Value:
+        """Put a node that makes a list of ``count`` sizes before another one, and return what it makes."""
         node = ir.Node(
             "", op_type, inputs, [ir.AttrInt64(k, v) for k, v in attributes.items()], num_outputs=1
         )
         node.name = self.names.fresh_node(f"{before.name}_{op_type}")
         (value,) = node.outputs
         value.name, value.type = self.names.fresh(f"{inputs[0].name}_cut"), ir.TensorType(ir.DataType.INT64)
+        value.shape = ir.Shape([count])
         self.insert(before, node)
         return value
 

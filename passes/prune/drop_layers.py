@@ -45,9 +45,9 @@ class DropLayers(Pass):
 
         x = g(h (W T) + (b T + t) + r) s + c ≈ y      T (C, C)      t, s, c (C,)
 
-    T is drawn to the identity, as strongly as suits positions that it was not fitted to best, on which
-    nothing is fitted at all where that is better. Run `simplify` before, so that normalizations and weights are what
-    they are called.
+    T is drawn to the identity, as strongly as suits positions that it was not fitted to best; where nothing brings
+    x nearer to y there, nothing is fitted. Run `speed` before, so that normalizations are single nodes, and those that
+    are none when the model runs are folded into the weights.
 
     Lossy: the result must equal the original in which each such y is ``0 y + x``, with the same T, t, s, c as nodes.
     Source: Men et al. 2024 (arXiv:2403.03853), block influence; Gromov et al. 2024 (arXiv:2403.17887); the map

@@ -12,7 +12,7 @@ from graphopt import Context
 from graphopt.analysis.channels import ChannelGroups, Group
 from graphopt.calibration import observe
 from graphopt.criteria import Criterion, Evidence, Reading, Slices
-from graphopt.query import constant, constant_tensor
+from graphopt.query import attribute, constant, constant_tensor, is_constant, optional
 
 from .masked import FLOATS
 from .readers import Reader, readers
@@ -42,14 +42,33 @@ def _slices(group: Group, values: dict[str, ir.Value]) -> list[Slices]:
     slices = []
     for member in group.members:
         value = values[member.constant]
-        tensor = constant_tensor(value)
-        if tensor is None or tensor.dtype not in FLOATS:
+        weights = _floats(value)
+        if weights is None:
             continue
         nodes = tuple(use.node for use in value.uses())
-        array = np.moveaxis(constant(value), member.axis, 0)
+        array = np.moveaxis(weights, member.axis, 0)
         names = {node.name for node in nodes} | {v.name for node in nodes for v in node.outputs}
         slices.append(Slices(member, array, bool(names & made) and member.axis == _makes(nodes[0]), nodes))
     return slices
+
+
+def _floats(value: ir.Value) -> Array | None:
+    """Return weights as numbers, those in integers as their DequantizeLinear makes them; ``None`` of what are none."""
+    tensor = constant_tensor(value)
+    if tensor is not None and tensor.dtype in FLOATS:
+        return constant(value)
+    node = next(
+        (use.node for use in value.uses() if use.node.op_type == "DequantizeLinear" and use.idx == 0), None
+    )
+    scale, point = (optional(node, i) if node is not None else None for i in (1, 2))
+    if node is None or scale is None or not is_constant(scale):
+        return None
+    array = constant(value).astype(np.float32)
+    shape = [-1 if i == attribute(node, "axis", 1) % array.ndim else 1 for i in range(array.ndim)]
+    if point is not None:
+        array = array - constant(point).astype(np.float32).reshape(shape if constant(point).ndim else [])
+    scaled: Array = array * constant(scale).reshape(shape if constant(scale).ndim else [])
+    return scaled
 
 
 def _makes(node: ir.Node) -> int:

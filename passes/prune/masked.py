@@ -54,10 +54,10 @@ class _Mask(Knife):
             kept = self.kept.get(original.name or "") if original is not None else None
             if node is None or kept is None or is_constant(node.inputs[index]):
                 continue
-            value = node.inputs[index]
-            dtype = (value.dtype if value is not None else None) or ir.DataType.FLOAT
+            assert original is not None
+            dtype = original.dtype or ir.DataType.FLOAT
             mask, one = self.constant(_left(kept), "mask"), self.constant(np.ones((), dtype.numpy()), "one")
-            node.replace_input_with(index, self._op(node, "Where", [mask, value, one]))
+            node.replace_input_with(index, self._op(node, "Where", [mask, node.inputs[index], one]))
 
     def count(self) -> None:
         """Give nodes that count channels those that are left."""

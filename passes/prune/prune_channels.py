@@ -210,11 +210,19 @@ class PruneChannels(Pass):
     def _decide(
         self, model: ir.Model, groups: ChannelGroups, widths: list[Width], context: Context
     ) -> tuple[Plan, list[str]]:
+        if not widths:
+            return {}, []
         if self.latency is not None:
             return self._to_latency(model, groups, widths, context)
-        for name, cost in (("macs", groups.macs), ("params", groups.parameters)):
+        for name, what, cost in (
+            ("macs", "MACs", groups.macs),
+            ("params", "parameters", groups.parameters),
+        ):
             if (share := getattr(self, name)) is not None:
-                return self._within(model, groups, widths, share, cost), []
+                plan = self._within(model, groups, widths, share, cost)
+                left = cost(marked(groups, widths, plan)) / max(cost(groups.nothing()), 1)
+                missed = f"{share:g} of the {what} is out of reach: {left:.2f} are the least that can be left"
+                return plan, [missed] if left > share else []
         return self._by_ratio(model, widths, self.ratio if self.ratio is not None else 0.5), []
 
     def _by_ratio(self, model: ir.Model, widths: list[Width], ratio: float) -> Plan:

@@ -33,7 +33,8 @@ class ReestimateBatchnorm(Pass):
 
     Nodes follow one another: each gets what those before it make with their new statistics. It looks at 32 samples at
     most; give many pictures in each. A channel that never varies keeps what it had. Serves behind a pass that moved
-    the activations (pruning, clipping), and in front of fold-batchnorm, which leaves nothing to estimate.
+    the activations far (prune-weights, clip-weights), and in front of fold-batchnorm, which leaves nothing to
+    estimate; where they moved little, statistics of few samples lose more than they mend: compare the drift.
 
     Lossy: the result must equal the original with ``(x - mean') k + bias``, ``k = scale / √(var' + ε)``, as nodes.
     Source: ONNX BatchNormalization-15; Ioffe and Szegedy 2015 (arXiv:1502.03167), algorithm 2.

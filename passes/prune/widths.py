@@ -32,8 +32,8 @@ class Width:
     def kept(self, wanted: float) -> int:
         """Return the width that is nearest to ``wanted`` and allowed; of two as near the smaller one."""
         count, step = self.group.channels, self.step
-        least = max(1, int(np.ceil(count * (1 - self.most) - 1e-9)), min(step, count))
-        width = int(np.ceil(wanted / step - 0.5 - 1e-9)) * step if step > 1 else round(wanted)
+        least = max(1, int(np.ceil(count * (1 - self.most) / step - 1e-9))) * step
+        width = int(np.ceil(wanted / step - 0.5 - 1e-9)) * step
         return min(count, max(least, width))
 
     def gone(self, kept: int) -> Array:

@@ -46,6 +46,26 @@ main (float[N,8] x) => (float[N,8] y)
    l = Add (k, e)
    y = LayerNormalization (l, g2, h2)
 }}"""
+FLAT = f"""{HEAD}
+main (float[2,32,8] x) => (float[2,32,8] y)
+<int64[2] flat = {{64, 8}}, int64[3] deep = {{2, 32, 8}}>
+{{
+   v = Reshape (x, flat)
+   a = Gemm (v, w2, b1)
+   ra = Relu (a)
+   b = Reshape (ra, deep)
+   e = MatMul (b, w3)
+   c = Add (x, e)
+   n = Reshape (c, flat)
+   i = Gemm <transB = 1> (n, q0, g)
+   j = Reshape (i, deep)
+   k = Add (c, j)
+   m = MatMul (k, w0)
+   r = Relu (m)
+   o = MatMul (r, w1)
+   y = Add (o, k)
+}}"""
+FLAT_SHAPES = {"w2": (8, 8), "b1": (8,), "w3": (8, 8), "q0": (8, 8), "g": (8,), "w0": (8, 16), "w1": (16, 8)}
 VECTORS = ("g", "h", "b1", "g1", "h1", "b3", "g2", "h2")
 MATRICES = {"w0": (8, 16), "w1": (16, 8), "w2": (8, 16), "w3": (16, 8), **dict.fromkeys(VECTORS, (8,))}
 GAINS = ("g", "g1", "g2")
@@ -72,8 +92,12 @@ def feeds(seed: int, *shape: int) -> list[dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize(
     ("text", "shapes", "size", "dropped"),
-    [(CONVOLUTIONS, KERNELS, (2, 6, 8, 8), "y"), (FORWARD, MATRICES, (64, 8), "y")],
-    ids=["convolutions", "normalizations"],
+    [
+        (CONVOLUTIONS, KERNELS, (2, 6, 8, 8), "y"),
+        (FORWARD, MATRICES, (64, 8), "y"),
+        (FLAT, FLAT_SHAPES, (2, 32, 8), "y"),
+    ],
+    ids=["convolutions", "normalizations", "reshapes"],
 )
 def test_what_is_before_makes_up_for_a_dropped_block(
     text: str, shapes: dict[str, Any], size: tuple[int, ...], dropped: str
