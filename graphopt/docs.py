@@ -35,7 +35,8 @@ def page(cls: type[Pass], cases: Path) -> str:
     text = f"{HEADER}# {cls.name}\n\n{markdown(inspect.cleandoc(cls.__doc__ or ''))}\n"
     if cls.model_fields:
         text += "\n## Options\n\n| option | type | default | |\n| --- | --- | --- | --- |\n"
-        text += "".join(f"| {' | '.join(row)} |\n" for row in options(cls))
+        rows = [[cell.replace("|", r"\|") for cell in row] for row in options(cls)]
+        text += "".join(f"| {' | '.join(row)} |\n" for row in rows)
     if cases.exists():
         _, _, body = cases.read_text(encoding="utf-8").partition("\n")
         text += "\n## Cases\n" + re.sub("^##", "###", body, flags=re.MULTILINE)

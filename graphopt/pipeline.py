@@ -209,6 +209,8 @@ def build(cls: type[Pass], options: dict[str, Any]) -> Pass:
             raise OptionError(
                 f"{cls.name}: option {option!r} is missing; write {cls.name}{{{option}=…}}"
             ) from None
+        if not option:  # options that do not go together: the pass says so itself
+            raise OptionError(f"{cls.name}: {first['msg'].removeprefix('Value error, ')}") from None
         reason = first["msg"][0].lower() + first["msg"][1:]
         raise OptionError(f"{cls.name}: option {option!r}: {reason}, got {first['input']!r}") from None
 

@@ -22,6 +22,7 @@ from graphopt.query import (
 )
 
 Array = np.ndarray[Any, Any]
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 HOMOGENEOUS = ("Relu", "LeakyRelu", "PRelu", "Identity")
 """f(s x) = s f(x) for every s > 0."""

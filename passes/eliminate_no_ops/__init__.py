@@ -27,6 +27,7 @@ class EliminateNoOps(Rewrite):
     - Neg, Not and BitwiseNot of itself; Relu, Abs, Sign, Floor, Ceil and Round of itself
     - Sum, Max, Min, Mean and Concat of one; Split into one; Clip of integers without bounds
     - Reshape, Flatten, Expand, Slice and Resize to the shape that the input has; Pad by nothing; Tile by ones
+    - Gather of all elements of a flattened value in their order, into the shape that it had (torch's as_strided)
     - Transpose in order; Squeeze and Unsqueeze of no axis; DepthToSpace and SpaceToDepth by 1
     - ReduceSum, -Mean, -Max, -Min and -Prod over axes of size 1 that stay, or over none
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt import Decline, Tape
-from graphopt.query import attribute, constant_tensor, opset, optional, same_dim, same_shape
+from graphopt.query import attribute, constant_tensor, is_op, opset, optional, same_dim, same_shape, scalar
 
 Dim = int | ir.SymbolicDim
 END = 2**31 - 1
@@ -147,9 +149,62 @@ def blocks(node: ir.Node, _: Tape) -> ir.Value | None:
     return node.inputs[0] if attribute(node, "blocksize") == 1 else None
 
 
+def gather(node: ir.Node, _: Tape) -> ir.Value | None:
+    """Return x where its elements are flattened and picked one after the other: what as_strided becomes."""
+    flat, index = node.inputs
+    flatten = flat.producer() if flat is not None else None
+    if not is_op(flatten, "Reshape") or flat is None or flat.shape is None or len(flat.shape) != 1:
+        return None
+    assert flatten is not None
+    x = flatten.inputs[0]
+    return x if same_shape(x, node.outputs[0]) and _counts(index) else None
+
+
+def _counts(index: ir.Value | None) -> bool:
+    """Return whether ``index`` holds 0, 1, 2, … in row-major order: as a constant, or as ``k * rows + (0 … k - 1)``."""
+    tensor = constant_tensor(index)
+    if tensor is not None:
+        return _is_range(tensor.numpy())
+    columns, rows = _with_constant(index, "Add")
+    while rows is not None and is_op(rows.producer(), "Unsqueeze", "Reshape"):
+        if rows.shape is None or any(dim != 1 for dim in rows.shape[1:]):
+            return False
+        rows = _first(rows)
+    stride, number = _with_constant(rows, "Mul")
+    if columns is None or stride is None or number is None or not is_op(number.producer(), "Range"):
+        return False
+    start, _, step = map(scalar, number.producer().inputs)  # type: ignore[union-attr]
+    across = columns.ndim > 1 and columns.shape[0] == 1 and _is_range(columns)
+    return across and start == 0 and step == 1 and stride.size == 1 and int(stride.item()) == columns.size
+
+
+def _is_range(array: np.ndarray[Any, Any]) -> bool:
+    return bool((array.reshape(-1) == np.arange(array.size)).all())
+
+
+def _with_constant(
+    value: ir.Value | None, op_type: str
+) -> tuple[np.ndarray[Any, Any] | None, ir.Value | None]:
+    """Return the constant and the other operand of the ``op_type`` that makes ``value``, where it has one."""
+    node = value.producer() if value is not None else None
+    if node is None or not is_op(node, op_type):
+        return None, None
+    for one, other in (node.inputs, node.inputs[::-1]):
+        tensor = constant_tensor(one)
+        if tensor is not None:
+            return tensor.numpy(), other
+    return None, None
+
+
+def _first(value: ir.Value) -> ir.Value | None:
+    node = value.producer()
+    return node.inputs[0] if node is not None else None
+
+
 RULES: Mapping[str, Callable[[ir.Node, Tape], ir.Value | None]] = {
     **dict.fromkeys(("Reshape", "Flatten", "Expand"), reshape),
     "Slice": slice_,
+    "Gather": gather,
     "Pad": pad,
     "Tile": tile,
     "Transpose": transpose,

@@ -51,8 +51,8 @@ class Rows:
 
 def compensate(
     model: ir.Model, original: ir.Model, groups: ChannelGroups, gone: Array, context: Context, method: str
-) -> list[str]:
-    """Change weights and biases of the products that lose channels, in place; all shapes stay. Return what was won.
+) -> int:
+    """Change weights and biases of the products that lose channels, in place; all shapes stay. Return how many.
 
     ``original`` is the model before any of its channels went: what weights are fitted to.
 
@@ -76,7 +76,7 @@ def compensate(
     twins, first = (
         {v.name: v.producer() for node in each.graph for v in node.outputs} for each in (pruned, original)
     )
-    won, share = [], max(1, ROWS // len(data))
+    count, share = 0, max(1, ROWS // len(data))
     for number, reader in enumerate(affected):
         context.progress("making up for channels", number, len(affected))
         twin = twins[reader.node.outputs[0].name]
@@ -88,7 +88,7 @@ def compensate(
         fit = _fit(x, z[:, left], left, least_squares=method == "least-squares", shifts=bias is not None)
         if fit is None:
             continue
-        mixed, shift, gain = fit
+        mixed, shift = fit
         source = first[reader.node.outputs[0].name]
         assert source is not None
         w = replace(reader, node=source).weights().astype(np.float64)
@@ -104,8 +104,8 @@ def compensate(
             edits[node.outputs[0].name, index] = constant(before.inputs[index]) + per_output
         _write(model, edits, groups, None)
         _write(pruned, edits, groups, gone)
-        won.append(f"{reader.node.name} {gain:.1f} dB")
-    return won
+        count += 1
+    return count
 
 
 def holder(node: ir.Node) -> tuple[ir.Node, int] | None:
@@ -139,10 +139,8 @@ def _look(model: ir.Model, name: str, axis: int, share: int, context: Context) -
     return rows.rows
 
 
-def _fit(
-    x: Array, z: Array, left: Array, *, least_squares: bool, shifts: bool
-) -> tuple[Array, Array, float] | None:
-    """Return ``B - 1`` transposed (Z, C), ``c`` (C,) and what is won in decibels; ``None`` where nothing is."""
+def _fit(x: Array, z: Array, left: Array, *, least_squares: bool, shifts: bool) -> tuple[Array, Array] | None:
+    """Return ``B - 1`` transposed (Z, C), and ``c`` (C,); ``None`` where the weights alone are as good."""
     missing = x.astype(np.float64)
     missing[:, left] -= z
     z = z.astype(np.float64)
@@ -163,7 +161,7 @@ def _fit(
     if not errors[best] < before:
         return None
     mixed = tried[best]
-    return mixed, mean_m - mean_z @ mixed, 10 * float(np.log10(before / max(errors[best], 1e-30 * before)))
+    return mixed, mean_m - mean_z @ mixed
 
 
 def _write(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import Names, sweep
+from graphopt import Names, Shapes
 from graphopt.analysis.channels import (
     Bound,
     ChannelGroups,
@@ -31,6 +31,10 @@ Array = np.ndarray[Any, Any]
 
 def cut(model: ir.Model, groups: ChannelGroups, gone: Array) -> None:
     """Cut the atoms that ``gone`` marks out of ``model``, of which ``groups`` are; it is changed in place."""
+    shapes = Shapes(model)
+    for node in model.graph:
+        shapes.infer(node)
+    shapes.forget_names()
     Knife(model, groups, gone).cut()
 
 
@@ -72,16 +76,7 @@ class Knife:
         old = constant_tensor(value)
         assert old is not None
         tensor = ir.Tensor(np.ascontiguousarray(array), name=value.name, dtype=old.dtype)
-        if value.is_initializer():
-            value.const_value, value.shape = tensor, ir.Shape(array.shape)
-            return
-        node = value.producer()
-        assert node is not None and node.graph is not None
-        new = ir.Value(type=value.type, shape=ir.Shape(array.shape), const_value=tensor)
-        new.name = tensor.name = self.names.fresh(f"{value.name}_cut")
-        node.graph.register_initializer(new)
-        value.replace_all_uses_with(new)
-        sweep(node, self.names)
+        value.const_value, value.shape = tensor, ir.Shape(array.shape)
 
     # --- edits --------------------------------------------------------------------------------------------------------
 
@@ -132,7 +127,10 @@ class Knife:
         return self.size(labels) < len(labels)
 
     def _lengths(self, node: ir.Node, index: int, edits: list[Length]) -> None:
-        """Write new sizes into a list of sizes, where it holds the old ones."""
+        """Write new sizes into a list of sizes, where it holds the old ones.
+
+        What is a symbol in the model, as the size of a batch times heads, is computed when it runs, and stays so.
+        """
         value = optional(node, index)
         if value is None or not edits:
             return
@@ -143,8 +141,14 @@ class Knife:
                     sizes[edit.position] = self.size(edit.axis)
             self.put(node, index, sizes)
             return
-        known = {edit.position: self.size(edit.axis) for edit in edits}
+        shape = node.outputs[0].shape
+        if shape is None:
+            return
         count = len(self.groups.flow.of(edits[0].node.inputs[index])[0])
+        behind = list(shape)[len(shape) - count :]  # Expand may name the last axes only
+        known = {e.position: self.size(e.axis) for e in edits if isinstance(behind[e.position], int)}
+        if not known:
+            return
         parts: list[ir.Value] = []
         for written, run in groupby(range(count), known.__contains__):
             places = list(run)

@@ -14,7 +14,7 @@ from graphopt.calibration import observe
 from graphopt.criteria import Criterion, Evidence, Reading, Slices
 from graphopt.query import attribute, constant, constant_tensor, is_constant, optional
 
-from .masked import FLOATS
+from ..channels import FLOATS
 from .readers import Reader, readers
 
 Array = np.ndarray[Any, Any]
@@ -53,7 +53,7 @@ def _slices(group: Group, values: dict[str, ir.Value]) -> list[Slices]:
 
 
 def _floats(value: ir.Value) -> Array | None:
-    """Return weights as numbers, those in integers as their DequantizeLinear makes them; ``None`` of what are none."""
+    """Return weights, those in integers as their DequantizeLinear makes them; ``None`` where these are none."""
     tensor = constant_tensor(value)
     if tensor is not None and tensor.dtype in FLOATS:
         return constant(value)
@@ -102,15 +102,7 @@ def _readings(model: ir.Model, groups: ChannelGroups, context: Context) -> dict[
     found: dict[str, list[Reading]] = defaultdict(list)
     for reader in all_readers:
         moments = seen[reader.value.name or ""][1]
-        for group in groups.groups:
-            channels = reader.channels(groups, group)
-            if channels is not None:
-                found[group.name].append(
-                    Reading(
-                        reader.weights(),
-                        channels,
-                        moments.moment / moments.count,
-                        moments.magnitude / moments.count,
-                    )
-                )
+        moment, magnitude = moments.moment / moments.count, moments.magnitude / moments.count
+        for name, channels in groups.along(reader.labels).items():
+            found[name].append(Reading(reader.weights(), channels, moment, magnitude))
     return found

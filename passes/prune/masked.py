@@ -11,10 +11,10 @@ from graphopt import clone
 from graphopt.analysis.channels import ChannelGroups, Count, Fix
 from graphopt.query import attribute, constant, constant_tensor, is_constant, optional
 
+from ..channels import FLOATS
 from .cut import Knife, sliced
 
 Array = np.ndarray[Any, Any]
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
 def masked(model: ir.Model, groups: ChannelGroups, gone: Array) -> ir.Model:
@@ -122,7 +122,7 @@ class _Mask(Knife):
             counted = {value.name for node in self.groups.flow.counting for value in node.outputs}
             if (
                 name in self.kept and name not in counted
-            ):  # what counts channels makes those that are left alone
+            ):  # a node that counts makes what is left alone already
                 small = value
                 for axis, each in enumerate(self.kept[name]):
                     if each is not None:

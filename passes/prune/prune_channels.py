@@ -20,6 +20,7 @@ from .compensate import compensate
 from .cut import cut
 from .evidence import scores
 from .masked import masked
+from .told import tell
 from .widths import LEAST, Plan, Width, isomorphic, local, marked, ranked, within
 
 if TYPE_CHECKING:
@@ -109,12 +110,7 @@ class PruneChannels(Pass):
                 f"{self.name}: compensate={method} needs calibration data and got none; give --calibration"
             )
         if model.functions:
-            for node in model.graph:
-                if (node.domain, node.op_type, node.overload) in model.functions:
-                    report.decline(
-                        node, "channels are not followed through functions; inline-functions goes before"
-                    )
-            return report
+            return _declined(model, report)
         draft = self._prepared(clone(model), method)
         groups = ChannelAnalysis(draft, context, self.outputs).groups
         nodes = {place(node): node for node in model.graph}
@@ -124,13 +120,16 @@ class PruneChannels(Pass):
             report.decline(nodes[group.sources[0]], "its channels are no heads")
         widths = self._widths(draft, groups, criterion, context)
         admitted = self._admitted(
-            context.once((self.name, str(self)), lambda: self._decide(draft, groups, widths, context)),
+            context.once(
+                (self, tuple(g.name for g in groups)), lambda: self._decide(draft, groups, widths, context)
+            ),
             widths,
             report,
             context,
         )
         if not marked(groups, widths, admitted).any():
             return report
+        before = clone(model)
         self._prepared(model, method)
         gone = groups.nothing()
         original = clone(model) if method != "none" else model
@@ -140,12 +139,15 @@ class PruneChannels(Pass):
             share = step / self.iterative_steps
             plan = {w.group.name: _between(w, admitted[w.group.name], share) for w in widths}
             gone = marked(groups, widths, plan)
-            won = compensate(model, original, groups, gone, context, method) if method != "none" else []
+            if method != "none":
+                count = compensate(model, original, groups, gone, context, method)
         report.notes.append(_share(groups, gone))
         if method != "none":
-            report.notes.append(f"{method} makes up for channels at {len(won)} products")
+            report.notes.append(f"{method} makes up for channels at {count} products")
         report.reference = masked(model, groups, gone)
         cut(model, groups, gone)
+        if context.calibration is not None or context.has_given_samples:
+            tell(report, before, model, {}, context)
         return report
 
     @staticmethod
@@ -192,10 +194,10 @@ class PruneChannels(Pass):
     ) -> list[Width]:
         """Score the channels of the groups that may be cut; those that are gone already are worth nothing."""
         readers = {v.name: [u.node for u in v.uses()] for v in model.graph.initializers.values()}
-        nodes = {node.name: node for node in model.graph}
+        nodes = {place(node): node for node in model.graph}
         chosen = []
         for group in self.chosen(groups):
-            touched = [nodes[name] for name in group.sources if name in nodes]
+            touched = [nodes[name] for name in group.sources]
             touched += [node for member in group.members for node in readers.get(member.constant, ())]
             if not self.keep or not any(selected(node, self.keep, ()) for node in touched):
                 chosen.append(group)
@@ -297,6 +299,13 @@ class PruneChannels(Pass):
             share = min(max(share * self.latency / took, low + (high - low) * 0.1), high - (high - low) * 0.1)
         best = min(found, key=lambda took: abs(took - self.latency))  # type: ignore[operator]
         return found[best], notes
+
+
+def _declined(model: ir.Model, report: PassReport) -> PassReport:
+    for node in model.graph:
+        if (node.domain, node.op_type, node.overload) in model.functions:
+            report.decline(node, "channels are not followed through functions; inline-functions goes before")
+    return report
 
 
 def _threshold(widths: list[Width], share: float) -> float:

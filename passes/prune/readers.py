@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.channels import ChannelGroups, Group
+from graphopt.analysis.channels import ChannelGroups
 from graphopt.query import attribute, constant, is_constant, is_op
 
 Array = np.ndarray[Any, Any]
@@ -37,14 +37,6 @@ class Reader:
         """Return its weights, the axis of what it reads first: (n, …)."""
         moved: Array = np.moveaxis(constant(self.node.inputs[1]), self.inputs_axis, 0)
         return moved
-
-    def channels(self, groups: ChannelGroups, group: Group) -> Array | None:
-        """Return the channel of ``group`` at each place, −1 where none is; ``None`` where none is at all."""
-        leaves = groups.flow.atoms.leaves(self.labels)
-        place = np.full(len(groups.flow.atoms), -1)
-        place[group.atoms] = np.arange(group.channels)
-        found: Array = place[leaves].max(axis=0)
-        return found if (found >= 0).any() else None
 
 
 def readers(model: ir.Model, groups: ChannelGroups) -> list[Reader]:

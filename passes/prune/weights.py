@@ -21,11 +21,10 @@ from graphopt.query import (
     used_once,
 )
 
-from ..channels import PRODUCTS
+from ..channels import FLOATS, PRODUCTS
 from .told import tell
 
 Array = np.ndarray[Any, Any]
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 Form = Callable[[ir.Value, Callable[[Array], ir.Value]], list[ir.Node]]
 """Nodes that make of a constant what took its place; the function makes constants of its type."""
 

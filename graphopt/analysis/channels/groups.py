@@ -80,7 +80,6 @@ class ChannelGroups:
     """The groups of a model, and why what else has channels is never cut."""
 
     flow: Flow
-    constants: Mapping[str, ir.TensorProtocol]
     groups: list[Group] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     assumed: Mapping[str, int] = field(default_factory=dict)
@@ -116,6 +115,24 @@ class ChannelGroups:
         return np.zeros(len(self.flow.atoms), bool)
 
     @cached_property
+    def _owners(self) -> tuple[Array, Array]:
+        """By atom, the number of the group that it is a channel of, −1 where of none, and which channel."""
+        owner, channel = np.full((2, len(self.flow.atoms)), -1)
+        for number, group in enumerate(self.groups):
+            owner[group.atoms], channel[group.atoms] = number, np.arange(group.channels)
+        return owner, channel
+
+    def along(self, labels: Labels) -> dict[str, Array]:
+        """Return the channels of each group that lie along an axis, −1 where none does, by the group's name: (n,)."""
+        owner, channel = self._owners
+        leaves = self.flow.atoms.leaves(labels)
+        owners = owner[leaves]
+        return {
+            self.groups[number].name: np.where(owners == number, channel[leaves], -1).max(axis=0)
+            for number in sorted(set(owners.reshape(-1).tolist()) - {-1})
+        }
+
+    @cached_property
     def _products(self) -> list[tuple[float, list[int]]]:
         return [(p.factor, [self._axis(labels) for labels in p.axes]) for p in self.flow.products]
 
@@ -140,9 +157,9 @@ class ChannelGroups:
         return sum(factor * float(np.prod([counts[i] for i in axes])) for factor, axes in products)
 
     @cached_property
-    def _held(self) -> list[tuple[int, list[int]]]:
+    def _held(self) -> list[list[int]]:
         return [
-            (1, [self._axis(labels) for labels in self.flow.axes[value]])
+            [self._axis(labels) for labels in self.flow.axes[value]]
             for value in _weights(self.flow)
             if parameters(_known(constant_tensor(value)))
         ]
@@ -152,7 +169,7 @@ class ChannelGroups:
         held = self._held
         gone = self.nothing() if gone is None else gone
         counts = [int((~gone[leaves].any(axis=0)).sum()) for leaves in self._axes[1]]
-        return sum(float(np.prod([counts[i] for i in axes])) for _, axes in held)
+        return sum(float(np.prod([counts[i] for i in axes])) for axes in held)
 
     def text(self) -> str:
         """Return the groups and the refusals, a line each."""
@@ -194,15 +211,7 @@ def channel_groups(
         raise UsageError(f"outputs: the model has none called {unknown[0]!r}; it has {', '.join(known)}")
     flow = follow(numbered.graph, RULES, outputs)
     flow.atoms.settle()
-    found = ChannelGroups(
-        flow,
-        {
-            value.name or "": tensor
-            for value in _weights(flow)
-            if (tensor := constant_tensor(value)) is not None
-        },
-        assumed=sizes.assumed,
-    )
+    found = ChannelGroups(flow, assumed=sizes.assumed)
     found.groups = _groups(flow, found)
     found.refusals = [*flow.refusals, *_frozen(flow)]
     return found
