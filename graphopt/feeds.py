@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from . import addresses
 from .context import Feeds
 from .errors import InputError
 
@@ -250,13 +250,12 @@ def calibration(text: str) -> Iterable[Feeds]:
         if not files:
             raise InputError(f"{text}: the folder holds no .npz file; give {CHOICES}")
         return Calibration(text, lambda: (feed for file in files for feed in _samples(file)))
-    module, colon, function = text.partition(":")
     if path.suffix == ".npz" or path.exists():
         _samples(path)
         return Calibration(text, lambda: _samples(path))
-    if not colon:
+    if not addresses.is_address(text):
         raise InputError(f"{text}: there is no such file or folder; give {CHOICES}")
-    return Calibration(text, _function(text, module, function))
+    return Calibration(text, _function(text))
 
 
 def _samples(path: Path) -> list[Feeds]:
@@ -270,17 +269,8 @@ def _samples(path: Path) -> list[Feeds]:
     return [{name: array[i : i + 1] for name, array in loaded.items()} for i in range(lengths.pop())]
 
 
-def _function(text: str, module: str, name: str) -> Callable[[], Iterable[Any]]:
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise InputError(f"{text}: module {module!r} cannot be imported: {error}; give {CHOICES}") from error
-    except AttributeError as error:
-        raise InputError(f"{text}: module {module!r} has no {name!r}; give {CHOICES}") from error
-    if not callable(function):
-        raise InputError(
-            f"{text}: it is no function, got {_briefly(function)}; give one that returns an iterable"
-        )
+def _function(text: str) -> Callable[[], Iterable[Any]]:
+    function = addresses.function(text, "a function that returns an iterable of dictionaries", InputError)
 
     def read() -> Iterable[Any]:
         made = function()

@@ -13,7 +13,8 @@ from . import pipeline as pipelines
 from .checker import Checker, Mismatch
 from .context import Context, Feeds, Progress, silent
 from .driver import Execution, PassFailed, Plan
-from .errors import VerificationError
+from .errors import GraphoptError, VerificationError
+from .loss import Judge, Loss, Metric
 from .model import clone
 from .report import Blame, CheckEntry, Report, Size, Trial
 from .tuning import Tuner
@@ -65,6 +66,7 @@ def optimize(
     *,
     inputs: Feeds | Sequence[Feeds] | None = None,
     calibration: Iterable[Feeds] | None = None,
+    metric: str | Metric | None = None,
     target: str = "onnxruntime:cpu",
     verify: Verify = True,
     strict: bool = False,
@@ -82,6 +84,8 @@ def optimize(
         pipeline: pipeline text, a list of passes, or a :class:`~graphopt.pipeline.Pipeline`.
         inputs: sample inputs by name to prove the result on, one dictionary or several; drawn where not given.
         calibration: inputs that lossy passes may look at.
+        metric: judges the original and the result: ``module:function``, or a function. It is given a function that
+            runs the model (arrays by name in and out) and returns a number, such as an accuracy.
         target: the backend that the result is for.
         verify: compare the result with the original; ``"each"`` after every pass.
         strict: an unproved rewrite or a failing pass is an error instead of being left out.
@@ -92,7 +96,7 @@ def optimize(
         progress: called with (what, done, total).
 
     Raises:
-        UsageError: the source, the pipeline, the inputs or the target make no sense.
+        UsageError: the source, the pipeline, the inputs, the metric or the target make no sense.
         VerificationError: ``strict``, and a rewrite changed what the model computes.
         Exception: ``strict``, and a pass raised it; a note says in which pass of how many.
     """
@@ -105,6 +109,7 @@ def optimize(
     original, start, name = _read(source, fx_head)
     feeds = samples.check(original, inputs) if inputs is not None else None
     steps = _without(steps, fx_head)
+    judge = Judge(original, backend, metric, inputs=feeds, calibration=calibration, progress=progress)
     decisions: dict[Hashable, Any] = {}
     run = _Run(
         original=original,
@@ -122,6 +127,7 @@ def optimize(
             decisions=decisions,
         ),
         target=backend,
+        judge=judge,
         verify=verify,
         strict=strict,
         limit=bisect_limit,
@@ -172,6 +178,7 @@ class _Run:
         pipeline: pipelines.Pipeline,
         make_context: Callable[[ir.Model, Plan], Context],
         target: Backend,
+        judge: Judge,
         verify: Verify,
         strict: bool,
         limit: int | None,
@@ -184,7 +191,7 @@ class _Run:
         self.original, self.start, self.pipeline, self.make_context = original, start, pipeline, make_context
         self.verify, self.strict, self.limit, self.dump = verify, strict, limit, dump
         self.reproducers, self.progress, self.seed = reproducers, progress, seed
-        self.target, self.trials, self.feeds = target, list[Trial](), feeds
+        self.target, self.judge, self.trials, self.feeds = target, judge, list[Trial](), feeds
         self.plan = Plan(limit=limit)
         self.blamed: list[Blame] = []
         self.remarks: list[str] = []
@@ -343,6 +350,7 @@ class _Run:
     def _finish(self, name: str, execution: Execution, checks: list[CheckEntry]) -> Result:
         model, text = execution.model, str(self.pipeline)
         model.metadata_props["graphopt.pipeline"] = text
+        lost = self._lost(execution)
         report = Report(
             source=name,
             pipeline=text,
@@ -352,6 +360,7 @@ class _Run:
             checks=checks,
             blamed=self.blamed,
             trials=self.trials,
+            loss=lost,
             remarks=[
                 *self.remarks,
                 *execution.context.remarks,
@@ -362,6 +371,15 @@ class _Run:
         )
         feeds = self.baseline.feeds if self.baseline is not None else ()
         return Result(model, report, self.original, feeds)
+
+    def _lost(self, execution: Execution) -> Loss:
+        """Return what the result lost: measured where it was run to be proved, or where a metric was given."""
+        lossy = self.baseline is not None and driver.lost(execution) and self.target.unavailable() is None
+        try:
+            return self.judge.loss(execution.model, self.samples() if lossy else (), lossy=lossy)
+        except GraphoptError as error:
+            self.remarks.append(f"what was lost was not measured: {error}")
+            return Loss()
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .interfaces import Applied, Declined, Drift
+from .loss import Loss
 from .query import all_nodes
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ class Report:
     blamed: list[Blame] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     """What was measured to choose families of passes and settings of the target."""
+    loss: Loss = field(default_factory=Loss)
+    """What lossy passes cost, all together, and what the user's metric says; empty where there were none."""
     remarks: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -137,8 +140,9 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain data; ``null`` for the SQNR of what is equal."""
         data = dataclasses.asdict(self)
-        for drift in (drift for entry in data["passes"] for drift in entry["drift"]):
-            drift["sqnr_db"] = drift["sqnr_db"] if math.isfinite(drift["sqnr_db"]) else None
+        drifts = [drift for entry in data["passes"] for drift in entry["drift"]]
+        for each in [*drifts, *data["loss"]["outputs"]]:
+            each["sqnr_db"] = each["sqnr_db"] if math.isfinite(each["sqnr_db"]) else None
         return {**data, "verified": self.verified, "pass_milliseconds": self.pass_milliseconds}
 
     def save(self, folder: str | Path) -> None:
@@ -181,6 +185,10 @@ class Report:
         lines += [
             f"| {e.text} | {e.milliseconds:.1f} | {len(e.applied)} | {len(e.declined)} |" for e in self.passes
         ]
+        if self.loss.outputs:
+            lines += ["", f"## What was lost, {self.loss.samples}", ""]
+            lines += _table(Loss.COLUMNS, self.loss.rows())
+        lines += ["", *(f"Metric {text}." for text in self.loss.text())] * bool(self.loss.score)
         for blame in self.blamed:
             lines += [
                 "",

@@ -38,6 +38,10 @@ def optimize(
         str | None,
         typer.Option(metavar="FILE.npz|DIR|module:function", help="Inputs that lossy passes may look at."),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(metavar="module:function", help="Judge the model before and after, by a number."),
+    ] = None,
     target: Annotated[
         str, typer.Option(metavar="NAME", help="What the result is for; see `graphopt backends`.")
     ] = "onnxruntime:cpu",
@@ -78,6 +82,7 @@ def optimize(
             steps,
             inputs=samples.load(inputs) if inputs is not None else None,
             calibration=samples.calibration(calibration) if calibration is not None else None,
+            metric=metric,
             target=target,
             verify="each" if verify_each else verify,
             strict=strict,
@@ -112,21 +117,14 @@ def show_report(report: Report, output: Path | None = None) -> None:
         columns.append("rolled back")
         rows = [[*row, p.rolled_back or ""] for row, p in zip(rows, passes, strict=True)]
     table(None, columns, rows, right=(1, 2, 3))
-    for entry in passes:
-        if entry.drift:
-            print()
-            table(
-                f"{entry.name}, against what it was given",
-                entry.DRIFT_COLUMNS,
-                islice(entry.drift_rows(), TOP_DRIFT),
-            )
-            if (more := len(entry.drift) - TOP_DRIFT) > 0:
-                print(f"… {more} more in the report")
+    _show_loss(report)
     before, after = report.before, report.after
     print(f"\nnodes    {before.nodes} → {after.nodes}")
     print(f"weights  {before.weights_bytes / 1e6:.2f} MB → {after.weights_bytes / 1e6:.2f} MB")
     print(f"passes   {report.pass_milliseconds:.0f} ms")
     print(f"proof    {report.verdict()}")
+    for text in report.loss.text():
+        print(f"metric   {text}")
     for entry in passes:
         for note in entry.notes:
             print(f"note     {entry.name}: {note}")
@@ -141,3 +139,22 @@ def show_report(report: Report, output: Path | None = None) -> None:
             print(f"replay   sh {blame.reproducer}/check.sh  (rewrite {blame.number})")
     if output is not None:
         print(f"written  {output}")
+
+
+def _show_loss(report: Report) -> None:
+    """Print how far lossy passes moved values, each against what it was given, and all together."""
+    for entry in report.passes:
+        if entry.drift:
+            print()
+            table(
+                f"{entry.name}, against what it was given",
+                entry.DRIFT_COLUMNS,
+                islice(entry.drift_rows(), TOP_DRIFT),
+            )
+            if (more := len(entry.drift) - TOP_DRIFT) > 0:
+                print(f"… {more} more in the report")
+    if report.loss.outputs:
+        print()
+        table(
+            f"the result against the original, {report.loss.samples}", report.loss.COLUMNS, report.loss.rows()
+        )

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import onnx_ir as ir
 
+from .. import addresses
 from ..errors import GraphoptError, InputError, ModelError, PassError, UnavailableError, UsageError
 from ..query import all_graphs
 from . import Frontend, factory, torch_dims, torch_names
@@ -47,7 +48,7 @@ class TorchFrontend(Frontend):
     def accepts(self, source: object) -> bool:
         """Return whether ``source`` looks like one of these; torch is not imported for it."""
         if isinstance(source, (str, Path)):
-            return Path(source).suffix == ".pt2" or factory.is_address(str(source))
+            return Path(source).suffix == ".pt2" or addresses.is_address(str(source))
         head = source[0] if isinstance(source, tuple) and source else source
         torch = sys.modules.get("torch")
         return torch is not None and isinstance(head, (torch.nn.Module, torch.export.ExportedProgram))
@@ -126,7 +127,7 @@ def _resolve(source: object) -> object:
         from . import pt2
 
         return pt2.load(Path(source))
-    if factory.is_address(str(source)):
+    if addresses.is_address(str(source)):
         return factory.call(str(source))
     raise UsageError(f"{source}: no torch model; give a .pt2 file or package.module:callable")
 

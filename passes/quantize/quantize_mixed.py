@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,16 +12,16 @@ from pydantic import Field, model_validator
 
 from graphopt import (
     Context,
-    OptionError,
     PassReport,
     Timing,
     UnavailableError,
     measure,
 )
+from graphopt.loss import metric_of, score
 
 from .editing import Seen, made
 from .insert_qdq import InsertQdq
-from .sensitivity import Bench, Cost, Metric, decibels
+from .sensitivity import Bench, Cost, decibels
 
 AIM_DB, PRICE = 28.0, 0.025
 """Without a wish, accuracy is bought up to so many decibels, for no more than this share of the float latency each."""
@@ -97,9 +96,9 @@ class QuantizeMixed(InsertQdq):
             return Goal(lambda floats: bench.noise(floats) <= wanted, wanted)
         if self.drop is None:
             return Goal(None, 10 ** (-AIM_DB / 10))
-        metric = imported(self.metric)
-        least = bench.score(metric, None) - self.drop
-        return Goal(lambda floats: bench.score(metric, floats) >= least, 0.0)
+        judged = metric_of(self.metric)
+        least = score(*judged, bench.model, bench.target) - self.drop
+        return Goal(lambda floats: score(*judged, bench.variant(floats), bench.target) >= least, 0.0)
 
 
 @dataclass(frozen=True)
@@ -252,20 +251,3 @@ class Search:
                 share = f"{100 * cost.noise / total:.1f} % of the noise"
                 found[name] = f"it stays in float: {times}, {share}"
         return found
-
-
-def imported(text: str) -> Metric:
-    """Return the function that ``module:function`` names.
-
-    Raises:
-        OptionError: there is none.
-    """
-    module, _, name = text.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise OptionError(f"metric={text}: it cannot be had: {error}; give module:function") from error
-    if not callable(function):
-        raise OptionError(f"metric={text}: it is no function; give module:function")
-    found: Metric = function
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from .insert_qdq import InsertQdq
 
 Array = np.ndarray[Any, Any]
-Run = Callable[[Mapping[str, Any]], dict[str, Array]]
-Metric = Callable[[Run], float]
 PROFILES, RUNS = 3, 10
 """A node's time is the least of so many profiles' medians over so many runs."""
 
@@ -90,12 +88,6 @@ class Bench:
             errors.append({name: found[name].astype(np.float64) - wanted[name] for name in self.signal})
         power = _power(errors)
         return max((power[name] / signal for name, signal in self.signal.items()), default=0.0)
-
-    def score(self, metric: Metric, floats: Collection[str] | None) -> float:
-        """Return what ``metric`` says of a variant; of the float model where ``floats`` is ``None``."""
-        model = self.model if floats is None else self.variant(floats)
-        with self.target.compile(model) as executable:
-            return float(metric(lambda feeds: executable.run(feeds)))
 
     def costs(self, deadline: float) -> list[Cost]:
         """Return what each product costs and gains, in the order of the graph.

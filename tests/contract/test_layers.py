@@ -99,4 +99,5 @@ PUBLIC_MODULES = {
     "graphopt.errors",
     "graphopt.analysis.channels",
     "graphopt.criteria",
+    "graphopt.loss",
 }

@@ -223,8 +223,8 @@ def test_an_unknown_command(graphopt: Run) -> None:
         ),
         (
             ["a.onnx", "--calibration", "nomodule:f"],
-            "nomodule:f: module 'nomodule' cannot be imported: No module named 'nomodule'; "
-            "give FILE.npz, a folder of .npz files, or module:function",
+            "nomodule:f: cannot import nomodule: ModuleNotFoundError: No module named 'nomodule'; "
+            "run where it can be imported from",
         ),
         (
             ["a.onnx", "--target", "onnxruntime:cp"],

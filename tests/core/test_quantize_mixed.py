@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from graphopt_passes.quantize.insert_qdq import InsertQdq
-from graphopt_passes.quantize.quantize_mixed import Goal, QuantizeMixed, Search, imported
+from graphopt_passes.quantize.quantize_mixed import Goal, QuantizeMixed, Search
 from graphopt_passes.quantize.sensitivity import Bench, Cost, decibels
 
 import graphopt
@@ -169,14 +169,6 @@ def test_what_the_user_wants_makes_sense() -> None:
         graphopt.optimize(
             ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), "quantize-mixed{sqnr=20,drop=1}"
         )
-    with pytest.raises(
-        graphopt.OptionError, match=r"metric=nowhere:f: it cannot be had: No module named 'nowhere'"
-    ):
-        imported("nowhere:f")
-    with pytest.raises(
-        graphopt.OptionError, match=r"metric=math:pi: it is no function; give module:function"
-    ):
-        imported("math:pi")
     assert QuantizeMixed(sqnr=20).drop is None
 
 

@@ -317,9 +317,10 @@ def test_a_function_is_called_at_each_iteration(tmp_path: Path, monkeypatch: pyt
     assert list(data) == list(data) == [{"x": 1}, {"x": 2}]
     choices = "give FILE.npz, a folder of .npz files, or module:function"
     for text, message in {
-        "feeding:other": f"module 'feeding' has no 'other'; {choices}",
-        "nowhere_at_all:f": f"module 'nowhere_at_all' cannot be imported: No module named 'nowhere_at_all'; {choices}",
-        "feeding:number": "it is no function, got 3; give one that returns an iterable",
+        "feeding:emptly": "module 'feeding' has no attribute 'emptly'; did you mean 'empty'?",
+        "nowhere_at_all:f": "cannot import nowhere_at_all: ModuleNotFoundError: No module named 'nowhere_at_all'; "
+        "run where it can be imported from",
+        "feeding:number": "no callable, got 3; name a function that returns an iterable of dictionaries",
         "feeding:bare": "it must return an iterable of dictionaries, got 3",
         "feeding:wrong": "each element must be a dictionary of arrays, got 5",
         "feeding:empty": "it gives no inputs; give at least one",

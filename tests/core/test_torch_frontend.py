@@ -18,7 +18,7 @@ from torch import nn
 import graphopt
 from graphopt import frontends, query
 from graphopt.adapters import adapt
-from graphopt.frontends import factory
+from graphopt.addresses import is_address
 from graphopt.frontends import torch as frontend
 from graphopt.frontends.pt2 import load as load_pt2
 from graphopt.origin import FX_NODE, SCOPE, SOURCE
@@ -578,10 +578,8 @@ def test_a_callable_that_makes_no_model_is_told(factories, address, message):
 
 
 def test_addresses_are_told_from_paths():
-    assert all(map(factory.is_address, ["a:b", "a.b.c:d", "_a:B.c"]))
-    assert not any(
-        map(factory.is_address, ["a", "a.onnx", "C:\\a", "a:/b", "a:b:c", "a/b:c", "1a:b", ":b", "a:"])
-    )
+    assert all(map(is_address, ["a:b", "a.b.c:d", "_a:B.c"]))
+    assert not any(map(is_address, ["a", "a.onnx", "C:\\a", "a:/b", "a:b:c", "a/b:c", "1a:b", ":b", "a:"]))
 
 
 # --- .pt2 -------------------------------------------------------------------------------------------------------------
