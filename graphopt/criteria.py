@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +27,8 @@ class Slices:
     """Whether they make the channels; else they multiply them."""
     readers: tuple[ir.Node, ...]
     """The nodes that read the constant."""
+    known: dict[str, Array] = field(default_factory=dict, repr=False, compare=False)
+    """What was found of these weights along this axis; the members of all groups that share them share it."""
 
     def sums(self, values: Array, channels: int) -> Array:
         """Add a number for each slice, (n,), up over the slices of each channel: (C,)."""
@@ -36,10 +38,11 @@ class Slices:
 
     def squares(self) -> Array:
         """Return the sum of squares of each slice: (n,)."""
-        w = self.weights.astype(np.float32, copy=False)
-        axes = "abcdefgh"[: w.ndim]
-        summed: Array = np.einsum(f"{axes},{axes}->a", w, w).astype(np.float64)
-        return summed
+        if "squares" not in self.known:
+            w = self.weights.astype(np.float32, copy=False)
+            axes = "abcdefgh"[: w.ndim]
+            self.known["squares"] = np.einsum(f"{axes},{axes}->a", w, w).astype(np.float64)
+        return self.known["squares"]
 
     def each(self, values: Array) -> Array:
         """Return a number for each slice, summed over all other axes: (n,)."""

@@ -93,7 +93,8 @@ class Judge:
     ) -> None:
         """Ask ``metric`` about the original: before anything else is done that an error of it would undo.
 
-        Outputs are compared on ``inputs``, or else on ``calibration``, or else on the drawn inputs of :meth:`loss`.
+        Outputs are compared on ``inputs``, or else on ``calibration``; where there are neither, they are not: what
+        is lost on inputs that are drawn says little of real ones.
 
         Raises:
             UsageError: the metric cannot be imported, raises, or returns no number.
@@ -106,8 +107,8 @@ class Judge:
             self.name, self.metric = metric_of(metric)
             self.before = self._score(original)
 
-    def loss(self, result: ir.Model, drawn: Sequence[Feeds], *, lossy: bool) -> Loss:
-        """Return what ``result`` lost; its outputs are compared only where a lossy pass did anything.
+    def loss(self, result: ir.Model, *, lossy: bool) -> Loss:
+        """Return what ``result`` lost; its outputs are compared only where passes are ``lossy`` that did anything.
 
         Raises:
             UsageError: the metric raises, or returns no number.
@@ -116,10 +117,9 @@ class Judge:
         found = Loss()
         if self.metric is not None:
             found.score = Score(self.name, self.before, self._score(result))
-        if lossy:
-            data, kind = (self.data, self.kind) if self.data is not None else (drawn, "drawn")
-            feeds = list(islice(data, MOST))
-            found.samples = f"on {len(feeds)} {kind} sample{'s' * (len(feeds) != 1)}"
+        if lossy and self.data is not None:
+            feeds = list(islice(self.data, MOST))
+            found.samples = f"on {len(feeds)} {self.kind} sample{'s' * (len(feeds) != 1)}"
             found.outputs = self._compared(result, feeds)
         return found
 

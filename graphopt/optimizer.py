@@ -376,7 +376,7 @@ class _Run:
         """Return what the result lost: measured where it was run to be proved, or where a metric was given."""
         lossy = self.baseline is not None and driver.lost(execution) and self.target.unavailable() is None
         try:
-            return self.judge.loss(execution.model, self.samples() if lossy else (), lossy=lossy)
+            return self.judge.loss(execution.model, lossy=lossy)
         except GraphoptError as error:
             self.remarks.append(f"what was lost was not measured: {error}")
             return Loss()

@@ -31,11 +31,13 @@ Array = np.ndarray[Any, Any]
 
 def cut(model: ir.Model, groups: ChannelGroups, gone: Array) -> None:
     """Cut the atoms that ``gone`` marks out of ``model``, of which ``groups`` are; it is changed in place."""
-    shapes = Shapes(model)
-    for node in model.graph:
-        shapes.infer(node)
-    shapes.forget_names()
-    Knife(model, groups, gone).cut()
+    knife = Knife(model, groups, gone)
+    if any(isinstance(e, Length) and knife.computed(e) for e in groups.flow.edits):
+        shapes = Shapes(model)
+        for node in model.graph:
+            shapes.infer(node)
+        shapes.forget_names()
+    knife.cut()
 
 
 class Knife:
@@ -109,6 +111,12 @@ class Knife:
         """Return the node of this graph that the analysis calls ``node``."""
         value = self.values.get(node.outputs[0].name or "")
         return value.producer() if value is not None else None
+
+    def computed(self, edit: Length) -> bool:
+        """Return whether a list of sizes is computed when the model runs."""
+        node = self.node(edit.node)
+        value = optional(node, edit.input) if node is not None else None
+        return value is not None and not is_constant(value)
 
     def left(self, labels: Array) -> Array:
         """Return which places of an axis are left."""

@@ -28,16 +28,19 @@ def scores(
     values |= dict(model.graph.initializers.items())
     readings = _readings(model, groups, context) if criterion.needs_data else {}
     found: dict[str, Array] = {}
+    known: dict[tuple[str, int], dict[str, Array]] = defaultdict(dict)
     for number, group in enumerate(groups.groups):
         context.progress("scoring channels", number, len(groups.groups))
         rng = np.random.default_rng([context.seed, number])
         found[group.name] = criterion.scores(
-            Evidence(group, _slices(group, values), readings.get(group.name, ()), rng)
+            Evidence(group, _slices(group, values, known), readings.get(group.name, ()), rng)
         )
     return found
 
 
-def _slices(group: Group, values: dict[str, ir.Value]) -> list[Slices]:
+def _slices(
+    group: Group, values: dict[str, ir.Value], known: dict[tuple[str, int], dict[str, Array]]
+) -> list[Slices]:
     made = set(group.sources)
     slices = []
     for member in group.members:
@@ -48,7 +51,8 @@ def _slices(group: Group, values: dict[str, ir.Value]) -> list[Slices]:
         nodes = tuple(use.node for use in value.uses())
         array = np.moveaxis(weights, member.axis, 0)
         names = {node.name for node in nodes} | {v.name for node in nodes for v in node.outputs}
-        slices.append(Slices(member, array, bool(names & made) and member.axis == _makes(nodes[0]), nodes))
+        makes = bool(names & made) and member.axis == _makes(nodes[0])
+        slices.append(Slices(member, array, makes, nodes, known[member.constant, member.axis]))
     return slices
 
 

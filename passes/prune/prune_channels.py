@@ -129,7 +129,8 @@ class PruneChannels(Pass):
         )
         if not marked(groups, widths, admitted).any():
             return report
-        before = clone(model)
+        told = context.calibration is not None or context.has_given_samples
+        before = clone(model) if told else model
         self._prepared(model, method)
         gone = groups.nothing()
         original = clone(model) if method != "none" else model
@@ -146,7 +147,7 @@ class PruneChannels(Pass):
             report.notes.append(f"{method} makes up for channels at {count} products")
         report.reference = masked(model, groups, gone)
         cut(model, groups, gone)
-        if context.calibration is not None or context.has_given_samples:
+        if told:
             tell(report, before, model, {}, context)
         return report
 

@@ -30,6 +30,7 @@ def layers(entry: Any) -> dict[str, float]:
     return {drift.node: drift.sqnr_db for drift in entry.drift if drift.node}
 
 
+@pytest.mark.slow
 def test_real_inputs_make_better_factors_than_weights_alone(
     minilm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

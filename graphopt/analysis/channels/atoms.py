@@ -29,7 +29,8 @@ class Atoms:
         self._either = np.full((1024, 2), -1)
         self._count = 1
         self._frozen[NEVER] = 1
-        self._known: dict[tuple[int, int], int] = {}
+        self._known: dict[int, int] = {}
+        """By ``a << 32 | b``, the atom that stands for ``a ∨ b``."""
         self._settled: dict[int, tuple[Labels, Labels]] | None = None
 
     def __len__(self) -> int:
@@ -196,13 +197,15 @@ class Atoms:
         a, b = self.find(a), self.find(b)
         made = np.where(self._frozen[a] > 0, b, a)
         both = (self._frozen[a] == 0) & (self._frozen[b] == 0) & (a != b)
-        pairs = list(zip(a[both].tolist(), b[both].tolist(), strict=True))
-        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
-        if new:
+        pairs = (a[both] << 32 | b[both]).tolist()
+        found = list(map(self._known.get, pairs))
+        if None in found:
+            new = list(dict.fromkeys(pair for pair, atom in zip(pairs, found, strict=True) if atom is None))
             atoms = self.fresh(len(new))
-            self._either[atoms] = new
+            self._either[atoms] = np.stack(np.divmod(new, 1 << 32), axis=1)
             self._known.update(zip(new, atoms.tolist(), strict=True))
-        made[both] = [self._known[pair] for pair in pairs]
+            found = [self._known[pair] for pair in pairs]
+        made[both] = found
         return made
 
     def settle(self) -> None:
