@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import addresses
+from . import addresses, samples
 from .closeness import Difference
 from .context import Feeds, Progress, silent
 from .errors import GraphoptError, UsageError
@@ -118,7 +118,7 @@ class Judge:
         if self.metric is not None:
             found.score = Score(self.name, self.before, self._score(result))
         if lossy and self.data is not None:
-            feeds = list(islice(self.data, MOST))
+            feeds = [one for feed in islice(self.data, MOST) for one in samples.check(self.original, feed)]
             found.samples = f"on {len(feeds)} {self.kind} sample{'s' * (len(feeds) != 1)}"
             found.outputs = self._compared(result, feeds)
         return found
@@ -132,8 +132,9 @@ class Judge:
         """Return how far each output is; those of another shape now, and those of no numbers, are left out."""
         found = {value.name or "": _Seen(value.name or "") for value in self.original.graph.outputs}
         with self.target.compile(self.original) as first, self.target.compile(result) as second:
-            for number, feed in enumerate(feeds, 1):
+            for number, given in enumerate(feeds, 1):
                 self.progress("what was lost", number, len(feeds))
+                feed = {name: array for name, array in given.items() if array is not None}
                 wanted, got = first.run(feed), second.run(feed)
                 for name in wanted.keys() & got.keys() & found.keys():
                     found[name].add(wanted[name], got[name])

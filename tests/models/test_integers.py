@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import data
 import pytest
+import zoo
 
 import graphopt
 from graphopt import plugins
@@ -39,3 +41,19 @@ def test_each_layer_is_within_one_quantum(model_path: Callable[[str], Path], nam
     (entry,) = (entry for entry in result.report.passes if entry.drift)
     assert [d.value for d in entry.drift if not d.node] == [v.name for v in result.model.graph.outputs]
     assert sum(bool(d.node) for d in entry.drift) == len(entry.applied)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(zoo.ZOO))
+def test_integers_of_every_model_are_proved_and_explained(
+    model_path: Callable[[str], Path], model_samples: Callable[[str], list[Any]], name: str
+) -> None:
+    path, feeds = model_path(name), model_samples(name)[:1]
+    result = graphopt.optimize(path, PIPELINE, calibration=feeds, inputs=feeds, strict=True)
+    assert result.report.verified and not result.report.blamed
+    checks = [check for check in result.report.checks if check.against == SIMULATED]
+    found = lowering(result.model, CPU)
+    assert found is not None and found.products[0] > 0
+    assert [check.ok for check in checks] == [True]
+    left = found.of("conversion")
+    assert [kernel.name for kernel in left if kernel.stranded or not kernel.reason] == []

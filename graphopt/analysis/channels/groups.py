@@ -225,7 +225,8 @@ class ChannelAnalysis:
     def __init__(
         self, model: ir.Model, context: Context | None = None, outputs: Collection[str] = ()
     ) -> None:
-        feeds = context.samples if context is not None else ()
+        symbols = any(not isinstance(dim, int) for v in model.graph.inputs for dim in v.shape or ())
+        feeds = context.samples if context is not None and symbols else ()
         self.groups = channel_groups(model, bound(model, feeds[0]) if feeds else {}, outputs)
 
 
