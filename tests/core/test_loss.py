@@ -77,8 +77,10 @@ def test_calibration_data_are_second_best_and_drawn_inputs_no_good() -> None:
     assert graphopt.optimize(model, KEEP_LARGE).report.loss.outputs == []
     lists = graphopt.optimize(model, KEEP_LARGE, calibration=[{"x": [[1.0, 0.0]]}]).report.loss
     assert lists.outputs[0].sqnr_db == pytest.approx(10 * math.log10(17))
-    fewer = graphopt.optimize(model, KEEP_LARGE, calibration=[{"y": [[1.0, 0.0]]}]).report
-    assert fewer.remarks == []
+    wrong = graphopt.optimize(model, KEEP_LARGE, calibration=[{"y": [[1.0, 0.0]]}]).report
+    assert wrong.remarks == [
+        "what was lost was not measured: input 'y': the model has none of this name; there are: x"
+    ]
 
 
 def test_nothing_is_measured_where_nothing_was_lost_or_nothing_is_run() -> None:
