@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import onnx_ir as ir
 from pydantic import Field
 
-from graphopt import Context, Decline, Effect, Pass, PassReport, Shapes, clone, selected
+from graphopt import Context, Decline, Effect, Pass, PassReport, Shapes, all_nodes, clone, selected
 from graphopt.calibration import get_calibrator, observe
 from graphopt.scheme import Scheme
 
@@ -136,6 +136,9 @@ class InsertQdq(Pass):
         for node in nodes:
             shapes.infer(node)  # an exporter need not say of which type values are
         wanted = frozenset(self.operators or (*PRODUCTS, *JOINS, *CARRIERS))
+        for node in all_nodes(model):
+            if node.graph is not model.graph and node.op_type in wanted.intersection(PRODUCTS):
+                report.decline(node, "it is in a branch, a loop or a function, whose values are not calibrated")
         products = list(self._products(nodes, wanted, floats, report))
         dear = unpaid(products) if not self.include else {}
         for spot in products:

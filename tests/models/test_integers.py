@@ -53,7 +53,15 @@ def test_integers_of_every_model_are_proved_and_explained(
     assert result.report.verified and not result.report.blamed
     checks = [check for check in result.report.checks if check.against == SIMULATED]
     found = lowering(result.model, CPU)
-    assert found is not None and found.products[0] > 0
+    assert found is not None
+    if name == "silero-vad":  # all of it is in the branches of an If
+        declined = {(d.op_type, d.reason) for d in result.report.passes[-1].declined}
+        assert declined == {
+            ("Conv", "it is in a branch, a loop or a function, whose values are not calibrated")
+        }
+        assert (found.products[0], checks) == (0, [])
+        return
+    assert found.products[0] > 0
     assert [check.ok for check in checks] == [True]
     left = found.of("conversion")
     assert [kernel.name for kernel in left if kernel.stranded or not kernel.reason] == []
