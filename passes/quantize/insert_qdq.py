@@ -138,7 +138,9 @@ class InsertQdq(Pass):
         wanted = frozenset(self.operators or (*PRODUCTS, *JOINS, *CARRIERS))
         for node in all_nodes(model):
             if node.graph is not model.graph and node.op_type in wanted.intersection(PRODUCTS):
-                report.decline(node, "it is in a branch, a loop or a function, whose values are not calibrated")
+                report.decline(
+                    node, "it is in a branch, a loop or a function, whose values are not calibrated"
+                )
         products = list(self._products(nodes, wanted, floats, report))
         dear = unpaid(products) if not self.include else {}
         for spot in products:
